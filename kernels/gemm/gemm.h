@@ -1,0 +1,34 @@
+// Dense matrix products of the CPU backend through oneDNN (bf16 uses AMX or AVX512_BF16 where the machine has
+// them, else oneDNN's fallback), with a primitive cache. SPEC 0.1: weights are [out, in], y = x W^T.
+#pragma once
+#include <cstdint>
+
+#include "reference/spec/dtype.h"
+
+namespace v3b::kern {
+
+// C[M,N] (+)= op(A)[M,K] * op(B)[K,N], row-major with leading strides in elements.
+//   trans_a: A is stored [K,M]; trans_b: B is stored [N,K] (a weight matrix [out,in] is trans_b = true).
+//   a_type == b_type in {f32, bf16}; c_type f32 or bf16; accumulation in fp32; accumulate needs c_type f32.
+// Any M, N, K >= 0 (K == 0 writes zeros, or nothing when accumulating). Operands must not overlap C. C's pad
+// columns (ldc > N) stay untouched. Uses all OpenMP threads; may be called inside a parallel region only with
+// threads == 1 semantics of the caller (nested parallelism is off).
+struct GemmArgs {
+  int64_t M = 0, N = 0, K = 0;
+  const void* a = nullptr; int64_t lda = 0; bool trans_a = false;
+  const void* b = nullptr; int64_t ldb = 0; bool trans_b = true;
+  void* c = nullptr;       int64_t ldc = 0;
+  spec::DType ab_type = spec::DType::bf16;
+  spec::DType c_type = spec::DType::f32;
+  bool accumulate = false;
+};
+void gemm(const GemmArgs& g) noexcept;
+// Same for `count` independent problems of equal shape at element strides (batched matmul, e.g. heads).
+void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b, int64_t stride_c) noexcept;
+// M varies from call to call in expert layers; shapes are bucketed inside, so a varying M builds few primitives.
+
+// Row-wise conversions, OpenMP and SIMD: n elements.
+void convert_f32_to_bf16(const float* src, spec::bf16* dst, int64_t n) noexcept;
+void convert_bf16_to_f32(const spec::bf16* src, float* dst, int64_t n) noexcept;
+
+}  // namespace v3b::kern

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian 12 lacks: compiler and libraries from Debian, oneDNN (OpenMP build)
+# from PyPI, because Debian's is 2.6 without AMX fixes and fp8. Safe to run again.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+sudo=""; if [ "$(id -u)" -ne 0 ]; then sudo="sudo"; fi
+
+packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-pip xz-utils
+  libbenchmark-dev libeigen3-dev libhwy-dev libsentencepiece-dev sentencepiece libcli11-dev libfmt-dev
+  nlohmann-json3-dev libgtest-dev libfccp-dev clang-format)
+if [ -f "$root/scripts/corpus_packages.txt" ]; then
+  while read -r p; do case "$p" in ''|'#'*) ;; *) packages+=("$p") ;; esac; done < "$root/scripts/corpus_packages.txt"
+fi
+missing=()
+for p in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  echo "installing: ${missing[*]}"
+  $sudo apt-get update -qq
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+deps="$root/build/deps"
+stamp="$deps/onednn/.version-2023.2.0-gomp"
+if [ ! -f "$stamp" ]; then
+  mkdir -p "$deps/whl"
+  python3 -m pip download -q --no-deps --disable-pip-version-check -d "$deps/whl" \
+    --require-hashes -r "$root/scripts/onednn_requirements.txt"
+  rm -rf "$deps/onednn" "$deps/unpack"; mkdir -p "$deps/onednn" "$deps/unpack"
+  for w in "$deps"/whl/onednn_*.whl; do python3 -m zipfile -e "$w" "$deps/unpack"; done
+  for d in "$deps"/unpack/*.data/data; do cp -r "$d"/. "$deps/onednn/"; done
+  # The wheel holds three full copies of the library under three names; one file and links will do.
+  (cd "$deps/onednn/lib" && ln -sf libdnnl.so.3.2 libdnnl.so.3 && ln -sf libdnnl.so.3 libdnnl.so)
+  rm -rf "$deps/unpack" "$deps/whl"
+  touch "$stamp"
+fi
