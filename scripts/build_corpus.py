@@ -374,7 +374,8 @@ def main():
                               "heldout_documents": {d.id: overlap[d.id] for d in splits["heldout"]}}
     manifest["xz_9e"] = {s: xz_baseline(splits[s]) for s in ("heldout", "validation")}
     del manifest["xz_9e"]["validation"]["per_document"]
-    manifest["dropped"] = {k: {"count": len(v), "documents": v} for k, v in sorted(dropped.items())}
+    manifest["dropped"] = {k: {"count": len(v), **({} if k == "too_short" else {"documents": v})}
+                           for k, v in sorted(dropped.items())}
     write_atomic(os.path.join(out, "manifest.json"),
                  (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     for s in SPLITS:
