@@ -1,0 +1,97 @@
+// Type erasure of op.h: TypedOp<Op> implements OpBase through Op's static members.
+#pragma once
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bench/harness/op.h"
+
+namespace v3b::bench {
+
+template <class Op>
+class TypedOp final : public OpBase {
+ public:
+  using Shape = typename Op::Shape;
+  struct Held {
+    Shape shape;
+    std::unique_ptr<typename Op::Data> data;
+  };
+  explicit TypedOp(std::vector<Impl<Op>> extra) : impls_(Op::impls()) {
+    for (auto& e : extra) impls_.push_back(std::move(e));
+  }
+
+  std::string name() const override { return Op::name; }
+  std::vector<CaseInfo> cases() const override {
+    std::vector<CaseInfo> out;
+    for (const auto& c : Op::cases()) out.push_back(info(c));
+    return out;
+  }
+  CaseInfo parse_case(const std::string& text) const override {
+    Case<Shape> c;
+    c.shape = shape_from_text<Shape>(text, Op::name);
+    return info(c);
+  }
+  std::vector<std::string> impls() const override {
+    std::vector<std::string> out;
+    for (const auto& i : impls_) out.push_back(i.how);
+    return out;
+  }
+  bool is_baseline(const std::string& how) const override { return find(how).baseline; }
+  Support support(const std::string& how, const std::string& text) const override {
+    const auto& i = find(how);
+    return i.support ? i.support(shape_from_text<Shape>(text, Op::name)) : Support{};
+  }
+  DataHandle make(const std::string& text, Fill fill, uint64_t seed) const override {
+    auto held = std::make_shared<Held>();
+    held->shape = shape_from_text<Shape>(text, Op::name);
+    held->data = Op::make(held->shape, fill, seed);
+    DataHandle h;
+    h.tensors = held->data->tensors();
+    h.data = std::move(held);
+    return h;
+  }
+  Runner prepare(const std::string& how, DataHandle& h) const override {
+    return find(how).prepare(*static_cast<Held*>(h.data.get())->data);
+  }
+  Expected reference(const DataHandle& h) const override {
+    return Op::reference(*static_cast<const Held*>(h.data.get())->data);
+  }
+  Cost cost(const std::string& text) const override {
+    return Op::cost(shape_from_text<Shape>(text, Op::name));
+  }
+  Tolerance tolerance(const std::string& text, Fill fill, const std::string& output) const override {
+    return Op::tolerance(shape_from_text<Shape>(text, Op::name), fill, output);
+  }
+  // Ops whose sums can be made exact declare `static constexpr bool exact_fill = true`.
+  bool has_exact_fill(const std::string&) const override {
+    if constexpr (requires { Op::exact_fill; }) return Op::exact_fill;
+    return false;
+  }
+
+ private:
+  static CaseInfo info(const Case<Shape>& c) {
+    CaseInfo i;
+    i.text = shape_to_text(c.shape);
+    i.size = c.size;
+    i.check_only = c.check_only;
+    i.cache = c.cache;
+    Shape::visit(c.shape, [&](const char* key, const auto& v) {
+      if (std::string(key) == "dtype") i.dtype = field_to_text(v);
+    });
+    return i;
+  }
+  const Impl<Op>& find(const std::string& how) const {
+    for (const auto& i : impls_)
+      if (i.how == how) return i;
+    throw Error(ExitCode::usage, "unknown implementation '" + how + "'", Op::name);
+  }
+  std::vector<Impl<Op>> impls_;
+};
+
+template <class Op>
+std::unique_ptr<OpBase> make_op(std::vector<Impl<Op>> extra) {
+  return std::make_unique<TypedOp<Op>>(std::move(extra));
+}
+
+}  // namespace v3b::bench

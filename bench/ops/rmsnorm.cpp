@@ -1,0 +1,134 @@
+// RMSNorm: everything the suite knows about this op.
+#include <cstring>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "bench/ops/registry.h"
+#include "kernels/norm_rope/rmsnorm.h"
+#include "reference/rmsnorm.h"
+
+namespace v3b::bench {
+namespace {
+
+constexpr double kEps = 1e-6;
+
+struct RmsNorm {
+  static constexpr const char* name = "rmsnorm";
+  using Shape = spec::RmsNormShape;
+
+  struct Data {
+    Shape shape;
+    HostTensor x, r_in, r, w, y;  // r_in keeps the residual that r (in and out) starts from
+    std::vector<HostTensor*> tensors() {
+      return shape.residual ? std::vector<HostTensor*>{&x, &r_in, &r, &w, &y}
+                            : std::vector<HostTensor*>{&x, &w, &y};
+    }
+    spec::RmsNormArgs args() {
+      return {shape.T, shape.d, kEps, shape.norm_rounding, shape.dtype, x.data(),
+              shape.residual ? r.data() : nullptr, w.data(), y.data()};
+    }
+  };
+
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    auto d = std::make_unique<Data>();
+    d->shape = s;
+    d->x = HostTensor("x", Role::input, s.dtype, {s.T, s.d});
+    d->w = HostTensor("w", Role::input, s.dtype, {s.d});
+    d->y = HostTensor("y", Role::output, s.dtype, {s.T, s.d});
+    d->x.fill_real(seed);
+    d->w.fill_real(seed + 1, 0.1, false);
+    for (int64_t i = 0; i < s.d; ++i) d->w.set(i, 1.0 + d->w.get(i));
+    if (s.residual) {
+      d->r_in = HostTensor("r_in", Role::input, s.dtype, {s.T, s.d});
+      d->r = HostTensor("r", Role::output, s.dtype, {s.T, s.d});
+      d->r_in.fill_real(seed + 2);
+    }
+    return d;
+  }
+
+  // The residual is in and out: a run starts by restoring it. The copy is part of the timed work of every
+  // implementation alike, and cost() counts it.
+  static void restore(Data& d) {
+    if (d.shape.residual)
+      std::memcpy(d.r.data(), d.r_in.data(), static_cast<size_t>(d.r.bytes()));
+  }
+
+  static Expected reference(const Data& d) {
+    const Shape& s = d.shape;
+    std::vector<double> x = d.x.to_doubles(), w = d.w.to_doubles(), y(x.size());
+    Expected e;
+    if (s.residual) {
+      const std::vector<double> r = d.r_in.to_doubles();
+      for (size_t i = 0; i < x.size(); ++i) x[i] = ref::round_to(x[i] + r[i], s.dtype);
+    }
+    ref::rmsnorm<double>(s.T, s.d, kEps, x.data(), w.data(), y.data(), s.norm_rounding, s.dtype);
+    e.tensors.push_back({.name = "y", .values = std::move(y)});
+    if (s.residual) e.tensors.push_back({.name = "r", .values = std::move(x)});
+    return e;
+  }
+
+  static Cost cost(const Shape& s) {
+    const double e = static_cast<double>(spec::dtype_bytes(s.dtype)), n = double(s.T) * double(s.d);
+    return {4 * n, s.residual ? 6 * n * e : 2 * n * e, "f32"};
+  }
+
+  static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
+    if (output == "r") return {};  // one rounding of an exactly representable sum: bitwise
+    if (s.dtype == spec::DType::f32) return {.rel_fro = 1e-6, .abs_rms = 1e-6, .rel = 2e-6};
+    const double hf = s.norm_rounding == spec::NormRounding::hf ? 2.0 : 1.0;  // second rounding
+    return {.rel_fro = 3e-3 * hf, .abs_rms = 1e-6, .rel = 0.0040 * hf};       // half a bf16 ulp is 2^-8
+  }
+
+  static std::vector<Case<Shape>> cases() {
+    using enum spec::DType;
+    std::vector<Case<Shape>> c;
+    c.push_back({{.T = 512, .d = 7168, .dtype = bf16}, Size::quick});
+    c.push_back({{.T = 512, .d = 7168, .residual = true, .dtype = bf16}, Size::quick});
+    c.push_back({{.T = 1, .d = 7168, .dtype = bf16}, Size::standard});
+    c.push_back({{.T = 512, .d = 2048, .dtype = bf16}, Size::standard});
+    c.push_back({{.T = 512, .d = 1536, .dtype = bf16}, Size::full});
+    c.push_back({{.T = 512, .d = 7168, .dtype = f32}, Size::full});
+    c.push_back({{.T = 3, .d = 37, .dtype = f32}, Size::quick, true});
+    c.push_back({{.T = 5, .d = 130, .residual = true, .dtype = bf16}, Size::quick, true});
+    c.push_back({{.T = 4, .d = 512, .norm_rounding = spec::NormRounding::hf, .dtype = bf16}, Size::quick, true});
+    return c;
+  }
+
+  static std::vector<Impl<RmsNorm>> impls() {
+    std::vector<Impl<RmsNorm>> v;
+    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+                   return Runner{.run = [&d] { restore(d); kern::rmsnorm_cpu_simd(d.args()); },
+                                 .resolved_isa = kern::rmsnorm_cpu_simd_isa()};
+                 }});
+    v.push_back({"cpu_eigen", nullptr,
+                 [](Data& d) {
+                   auto x = std::make_shared<std::vector<float>>(d.x.numel());
+                   auto w = std::make_shared<std::vector<float>>(d.w.numel());
+                   for (int64_t i = 0; i < d.w.numel(); ++i) (*w)[i] = float(d.w.get(i));
+                   auto y = std::make_shared<std::vector<float>>(d.x.numel());
+                   return Runner{.run = [&d, x, w, y] {
+                                   const Shape& s = d.shape;
+                                   restore(d);
+                                   for (int64_t i = 0; i < d.x.numel(); ++i) {
+                                     (*x)[i] = float(d.x.get(i));
+                                     if (s.residual) {
+                                       (*x)[i] = ref::round_to((*x)[i] + float(d.r.get(i)), s.dtype);
+                                       d.r.set(i, (*x)[i]);
+                                     }
+                                   }
+                                   ref::rmsnorm<float>(s.T, s.d, float(kEps), x->data(), w->data(),
+                                                       y->data(), s.norm_rounding, s.dtype);
+                                   for (int64_t i = 0; i < d.y.numel(); ++i) d.y.set(i, (*y)[i]);
+                                 },
+                                 .resolved_isa = "baseline"};
+                 },
+                 true});
+    return v;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_rmsnorm_op() { return make_op<RmsNorm>(); }
+
+}  // namespace v3b::bench
