@@ -1,0 +1,34 @@
+// MoE kernels of the CPU backend: routing, grouped experts. FLOPs of experts 6*d*m a row, least bytes: the chosen
+// experts' weights once plus 2*T*d*e (fused gather). SPEC 1.12-1.14.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "reference/spec/moe_experts.h"
+#include "reference/spec/router.h"
+
+namespace v3b::kern {
+
+// Scores, selection and gate weights from fp32 logits; OpenMP over tokens.
+void router_select_cpu_simd(const spec::RouterSelectArgs& a) noexcept;
+
+// Scratch that grows to the largest call and is kept between calls (decode steps allocate nothing).
+class MoeScratch {
+ public:
+  MoeScratch();
+  ~MoeScratch();
+  MoeScratch(MoeScratch&&) noexcept;
+  struct Impl;
+  Impl* impl() const { return impl_.get(); }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// f32: fp32 arithmetic. bf16: bf16 GEMM inputs, fp32 accumulation, SwiGLU in fp32, hidden rounded to bf16 before
+// the down projection, combine in fp32, one rounding of y. FP8 weights stay FP8 in memory.
+void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) noexcept;
+// Composition of library calls: gather, oneDNN per expert, SwiGLU loop, scatter (baseline; no FP8).
+void moe_experts_cpu_onednn(const spec::MoeExpertsArgs& a, MoeScratch& scratch) noexcept;
+
+}  // namespace v3b::kern
