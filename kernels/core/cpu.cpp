@@ -3,6 +3,7 @@
 #include "kernels/core/cpu.h"
 
 #include <cpuid.h>
+#include <hwy/targets.h>
 #include <omp.h>
 #include <sched.h>
 #include <sys/syscall.h>
@@ -67,8 +68,11 @@ void read_caches(CpuFeatures& f) {
   }
 }
 
-// oneDNN dispatches by itself; the cap has to reach it before its first primitive.
-void cap_onednn(dnnl::cpu_isa isa) { dnnl::set_max_cpu_isa(isa); }
+// oneDNN and Highway dispatch by themselves; the cap has to reach them before their first use.
+void cap_libraries(dnnl::cpu_isa isa, int64_t first_allowed_target) {
+  dnnl::set_max_cpu_isa(isa);
+  hwy::DisableTargets(first_allowed_target - 1);  // better targets have lower bits
+}
 
 void apply_cap(CpuFeatures& f) {
   const char* cap = std::getenv("V3BENCH_MAX_ISA");
@@ -80,13 +84,14 @@ void apply_cap(CpuFeatures& f) {
   }
   if (s == "amx") return;
   f.amx_tile = f.amx_bf16 = f.amx_int8 = f.avx512_fp16 = false;
-  if (s == "avx512_bf16") return cap_onednn(dnnl::cpu_isa::avx512_core_bf16);
+  if (s == "avx512_bf16") return cap_libraries(dnnl::cpu_isa::avx512_core_bf16, HWY_AVX3_DL);
   f.avx512_bf16 = false;
   if (s == "avx512") {
-    return cap_onednn(f.avx512_vnni ? dnnl::cpu_isa::avx512_core_vnni : dnnl::cpu_isa::avx512_core);
+    return cap_libraries(
+        f.avx512_vnni ? dnnl::cpu_isa::avx512_core_vnni : dnnl::cpu_isa::avx512_core, HWY_AVX3);
   }
   f.avx512 = f.avx512_vnni = false;
-  cap_onednn(dnnl::cpu_isa::avx2);
+  cap_libraries(dnnl::cpu_isa::avx2, HWY_AVX2);
 }
 
 CpuFeatures detect() {
@@ -118,6 +123,16 @@ CpuFeatures detect() {
   apply_cap(f);
   return f;
 }
+
+// Highway kernels may run before anybody asks for the features; the cap must hold for them too. A
+// wrong value is reported when cpu_features() is called, where somebody can catch it.
+const bool kCapApplied = [] {
+  try {
+    return std::getenv("V3BENCH_MAX_ISA") != nullptr && cpu_features().avx2;
+  } catch (const Error&) {
+    return false;
+  }
+}();
 
 }  // namespace
 

@@ -15,6 +15,7 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
+#include "kernels/gemm/gemv.h"
 
 namespace v3b::kern {
 namespace {
@@ -226,13 +227,56 @@ void run_via_f32(ThreadCache& tc, const GemmArgs& g, int64_t count, int64_t sa, 
   }
 }
 
+// A size that varies from call to call (tokens of an expert, keys seen so far) would need a new
+// primitive each time, 0.3 ms and 100 KiB. Problems small enough for that to hurt are cut at a
+// multiple of kGrain, so that a dimension below 2048 needs at most 64 + 124 primitives; the tails
+// are again small problems.
+constexpr int64_t kGrain = 16, kExactTo = 64;
+constexpr double kExactFromFlop = 1e9;  // >= 2.5 ms: a new primitive costs little beside that
+
+int64_t cut(int64_t n) { return n <= kExactTo || n % kGrain == 0 ? n : n / kGrain * kGrain; }
+
+void* at(const void* p, int64_t elements, DType t) {
+  return const_cast<uint8_t*>(static_cast<const uint8_t*>(p)) + elements * spec::dtype_bytes(t);
+}
+
+void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc) {
+  const double flop = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) *
+                      static_cast<double>(g.K) * static_cast<double>(count);
+  const int64_t m = cut(g.M), n = cut(g.N), k = g.c_type == DType::f32 ? cut(g.K) : g.K;
+  if (flop >= kExactFromFlop || (m == g.M && n == g.N && k == g.K)) {
+    return run_any(g, count, sa, sb, sc);
+  }
+  GemmArgs head = g, tail = g;
+  if (m != g.M) {
+    head.M = m, tail.M = g.M - m;
+    tail.a = at(g.a, g.trans_a ? m : m * g.lda, g.ab_type);
+    tail.c = at(g.c, m * g.ldc, g.c_type);
+  } else if (n != g.N) {
+    head.N = n, tail.N = g.N - n;
+    tail.b = at(g.b, g.trans_b ? n * g.ldb : n, g.ab_type);
+    tail.c = at(g.c, n, g.c_type);
+  } else {
+    head.K = k, tail.K = g.K - k;
+    tail.a = at(g.a, g.trans_a ? k * g.lda : k, g.ab_type);
+    tail.b = at(g.b, g.trans_b ? k : k * g.ldb, g.ab_type);
+    tail.accumulate = true;
+  }
+  run_split(head, count, sa, sb, sc);
+  if (count == 1 && gemv_takes(tail)) return gemv(tail);
+  run_split(tail, count, sa, sb, sc);
+}
+
 }  // namespace
 
 void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
                   int64_t stride_c) noexcept {
   try {
-    if (count == 1) stride_a = stride_b = stride_c = 0;
-    run_any(g, count, stride_a, stride_b, stride_c);
+    if (count == 1) {
+      if (gemv_takes(g)) return gemv(g);
+      stride_a = stride_b = stride_c = 0;
+    }
+    run_split(g, count, stride_a, stride_b, stride_c);
   } catch (const dnnl::error& e) {
     die(g, e.what());
   } catch (const std::exception& e) {

@@ -1,0 +1,18 @@
+// Few rows times a big weight matrix (decode): no packing, the weights stream through once.
+// Internal to gemm(), which asks gemv_takes() first. SPEC 0.1: y = x W^T, W [N, K].
+#pragma once
+#include "kernels/gemm/gemm.h"
+
+namespace v3b::kern {
+
+// True when the streaming kernel is the faster one for this problem: M small, A row-major, B [N,
+// K].
+bool gemv_takes(const GemmArgs& g) noexcept;
+// Same contract as gemm(); only for problems that gemv_takes() accepts.
+void gemv(const GemmArgs& g) noexcept;
+
+// Rows [n0, n1) of B against all M rows of A, one thread. Entry point of the AVX512_BF16 file; bf16
+// only.
+void gemv_rows_avx512bf16(const GemmArgs& g, int64_t n0, int64_t n1) noexcept;
+
+}  // namespace v3b::kern
