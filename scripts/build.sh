@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Configures and builds one preset (release by default) without tests, or with them: build.sh PRESET tests
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+preset=${1:-release}; what=${2:-v3bench}
+if [ "$what" = tests ]; then target=all; else target=v3bench; fi
+# One job a core, but at least 2 GiB of memory for each: Eigen and Google Test are hungry.
+mem_jobs=$(awk '/MemAvailable/ {print int($2 / 2097152)}' /proc/meminfo)
+jobs=$(nproc); if [ "$mem_jobs" -lt "$jobs" ]; then jobs=$((mem_jobs > 0 ? mem_jobs : 1)); fi
+mkdir -p build
+cmake --preset "$preset" > "build/$preset.configure.log" 2>&1 || { cat "build/$preset.configure.log"; exit 1; }
+cmake --build --preset "$preset" --target "$target" -j "$jobs"
