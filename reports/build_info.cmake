@@ -1,0 +1,21 @@
+# Writes v3b_build_info.h when its content changes: commit and dirtiness of the sources (run at every build).
+# Untracked files count as dirty too: a glob may have compiled them.
+execute_process(COMMAND git -C ${SOURCE_DIR} rev-parse --short=12 HEAD OUTPUT_VARIABLE commit
+  OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE rc)
+set(dirty 0)
+if(NOT rc EQUAL 0)
+  set(commit "")
+else()
+  execute_process(COMMAND git -C ${SOURCE_DIR} status --porcelain OUTPUT_VARIABLE changes ERROR_QUIET)
+  if(NOT changes STREQUAL "")
+    set(dirty 1)
+  endif()
+endif()
+set(text "#pragma once\n#define V3B_GIT_COMMIT \"${commit}\"\n#define V3B_GIT_DIRTY ${dirty}\n")
+set(old "")
+if(EXISTS ${OUTPUT})
+  file(READ ${OUTPUT} old)
+endif()
+if(NOT text STREQUAL old)
+  file(WRITE ${OUTPUT} "${text}")
+endif()
