@@ -1,8 +1,26 @@
-// RMSNorm, optionally fused with the residual add (SPEC 1.2). FLOPs 4Td; least bytes 2Tde, with residual 4Tde.
+// RMSNorm, optionally fused with the residual add (SPEC 1.2). FLOPs 4Td; least bytes 2Tde, with
+// residual 4Tde.
 #pragma once
 #include "reference/spec/rmsnorm.h"
 
 namespace v3b::kern {
-void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept;  // Highway, OpenMP over rows; f32 and bf16
-const char* rmsnorm_cpu_simd_isa() noexcept;                 // the Highway target that runs here
+void rmsnorm_cpu_simd(
+    const spec::RmsNormArgs& a) noexcept;     // Highway, OpenMP over rows; f32 and bf16
+const char* rmsnorm_cpu_simd_isa() noexcept;  // the Highway target that runs here
+
+// The same with strides and a dtype for each operand (f32 or bf16), as a forward pass with an f32
+// residual stream and bf16 GEMM inputs needs it. norm_rounding=hf rounds to y_type before the
+// weight.
+struct RmsNormMixedArgs {
+  int64_t T, d;
+  double eps;
+  spec::NormRounding norm_rounding;
+  spec::DType x_type, w_type, y_type;
+  const void* x;  // [T, d] at x_stride elements
+  int64_t x_stride;
+  const void* w;  // [d]
+  void* y;        // [T, d] at y_stride elements; may be x if types and strides agree
+  int64_t y_stride;
+};
+void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept;
 }  // namespace v3b::kern

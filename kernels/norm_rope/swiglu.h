@@ -1,0 +1,13 @@
+// Elementwise and row kernels beside the norms: SwiGLU (SPEC 1.13), softmax rows (1.5), embedding
+// gather (1.1). Memory-bound: least bytes 3Tme, 2Tn*4, 2Tde.
+#pragma once
+#include "reference/spec/embedding.h"
+#include "reference/spec/swiglu.h"
+
+namespace v3b::kern {
+void swiglu_cpu_simd(const spec::SwigluArgs& a) noexcept;
+const char* swiglu_cpu_simd_isa() noexcept;
+void softmax_cpu_simd(const spec::SoftmaxArgs& a) noexcept;
+const char* softmax_cpu_simd_isa() noexcept;
+void embedding_cpu(const spec::EmbeddingArgs& a) noexcept;
+}  // namespace v3b::kern
