@@ -8,9 +8,6 @@ sudo=""; if [ "$(id -u)" -ne 0 ]; then sudo="sudo"; fi
 packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-pip xz-utils
   libbenchmark-dev libeigen3-dev libhwy-dev libsentencepiece-dev sentencepiece libcli11-dev libfmt-dev
   nlohmann-json3-dev libgtest-dev libfccp-dev clang-format)
-if [ -f "$root/scripts/corpus_packages.txt" ]; then
-  while read -r p; do case "$p" in ''|'#'*) ;; *) packages+=("$p") ;; esac; done < "$root/scripts/corpus_packages.txt"
-fi
 missing=()
 for p in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")
@@ -19,6 +16,13 @@ if [ "${#missing[@]}" -gt 0 ]; then
   echo "installing: ${missing[*]}"
   $sudo apt-get update -qq
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# The corpus: packages are downloaded, not installed (scripts/corpus_packages.txt), then unpacked
+# into build/corpus. Once there, nothing is done again.
+if [ ! -f "$root/build/corpus/manifest.json" ]; then
+  python3 "$root/scripts/build_corpus.py" --fetch-only || { $sudo apt-get update -qq; }
+  python3 "$root/scripts/build_corpus.py"
 fi
 
 deps="$root/build/deps"
