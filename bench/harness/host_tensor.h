@@ -29,8 +29,8 @@ class HostTensor {
   int64_t bytes() const { return numel() * spec::dtype_bytes(dtype_); }
   void* data() { return data_; }
   const void* data() const { return data_; }
-  template <class T> T* as() { return static_cast<T*>(data_); }
-  template <class T> const T* as() const { return static_cast<const T*>(data_); }
+  template <class T> T* as() { return static_cast<T*>(data()); }
+  template <class T> const T* as() const { return static_cast<const T*>(data()); }
 
   double get(int64_t i) const;             // element as double (exact)
   void set(int64_t i, double v);           // rounded to dtype (RNE, f8 saturating)

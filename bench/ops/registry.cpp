@@ -4,10 +4,18 @@ namespace v3b::bench {
 
 // One factory an op, defined in bench/ops/<op>.cpp.
 std::unique_ptr<OpBase> make_rmsnorm_op();
+std::unique_ptr<OpBase> make_rope_op();
+std::unique_ptr<OpBase> make_swiglu_op();
+std::unique_ptr<OpBase> make_softmax_op();
+std::unique_ptr<OpBase> make_embedding_op();
 
 std::vector<std::unique_ptr<OpBase>> all_ops() {
   std::vector<std::unique_ptr<OpBase>> ops;
   ops.push_back(make_rmsnorm_op());
+  ops.push_back(make_rope_op());
+  ops.push_back(make_swiglu_op());
+  ops.push_back(make_softmax_op());
+  ops.push_back(make_embedding_op());
   return ops;
 }
 

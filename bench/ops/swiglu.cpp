@@ -1,0 +1,106 @@
+// SwiGLU activation: everything the suite knows about this op.
+#include "kernels/norm_rope/swiglu.h"
+
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "bench/ops/registry.h"
+#include "reference/swiglu.h"
+
+namespace v3b::bench {
+namespace {
+
+struct Swiglu {
+  static constexpr const char* name = "swiglu";
+  using Shape = spec::SwigluShape;
+  struct Data {
+    Shape shape;
+    HostTensor gate_up, y;  // [T, 2m]: gate | up, as the fused product leaves it
+    std::vector<HostTensor*> tensors() { return {&gate_up, &y}; }
+  };
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    auto d = std::make_unique<Data>();
+    d->shape = s;
+    d->gate_up = HostTensor("gate_up", Role::input, s.dtype, {s.T, 2 * s.m});
+    d->y = HostTensor("y", Role::output, s.dtype, {s.T, s.m});
+    d->gate_up.fill_real(seed, 2.0);
+    return d;
+  }
+  static void split(const Data& d, auto& gate, auto& up) {
+    const Shape& s = d.shape;
+    for (int64_t t = 0; t < s.T; ++t) {
+      for (int64_t i = 0; i < s.m; ++i) {
+        gate[size_t(t * s.m + i)] = d.gate_up.get(t * 2 * s.m + i);
+        up[size_t(t * s.m + i)] = d.gate_up.get(t * 2 * s.m + s.m + i);
+      }
+    }
+  }
+  static Expected reference(const Data& d) {
+    const Shape& s = d.shape;
+    std::vector<double> gate(size_t(s.T * s.m)), up(gate.size()), y(gate.size());
+    split(d, gate, up);
+    ref::swiglu<double>(s.T, s.m, gate.data(), up.data(), y.data());
+    Expected e;
+    e.tensors.push_back({.name = "y", .values = std::move(y)});
+    return e;
+  }
+  static Cost cost(const Shape& s) {
+    const double n = double(s.T) * double(s.m);
+    return {5 * n, 3 * n * double(spec::dtype_bytes(s.dtype)), "f32"};
+  }
+  static Tolerance tolerance(const Shape& s, Fill, const std::string&) {
+    // f32: exp within 1 ulp, of an argument that is itself exact; bf16: one rounding.
+    if (s.dtype == spec::DType::f32) return {.rel_fro = 1e-6, .abs_rms = 1e-7, .rel = 2e-6};
+    return {.rel_fro = 3e-3, .abs_rms = 1e-7, .rel = 0.0040};
+  }
+  static std::vector<Case<Shape>> cases() {
+    using enum spec::DType;
+    std::vector<Case<Shape>> c;
+    c.push_back({{.T = 512, .m = 2048, .dtype = bf16}, Size::quick});
+    c.push_back({{.T = 512, .m = 18432, .dtype = bf16}, Size::standard});
+    c.push_back({{.T = 8, .m = 2048, .dtype = bf16}, Size::standard});
+    c.push_back({{.T = 512, .m = 1408, .dtype = bf16}, Size::full});
+    c.push_back({{.T = 512, .m = 2048, .dtype = f32}, Size::full});
+    c.push_back({{.T = 5, .m = 37, .dtype = f32}, Size::quick, true});
+    c.push_back({{.T = 3, .m = 130, .dtype = bf16}, Size::quick, true});
+    return c;
+  }
+  static std::vector<Impl<Swiglu>> impls() {
+    std::vector<Impl<Swiglu>> v;
+    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+                   const Shape& s = d.shape;
+                   const char* base = static_cast<const char*>(d.gate_up.data());
+                   const spec::SwigluArgs a{s.T,        s.m,
+                                            s.dtype,    s.dtype,
+                                            base,       base + s.m * spec::dtype_bytes(s.dtype),
+                                            2 * s.m,    nullptr,
+                                            d.y.data(), s.m};
+                   return Runner{.run = [a] { kern::swiglu_cpu_simd(a); },
+                                 .resolved_isa = kern::swiglu_cpu_simd_isa()};
+                 }});
+    v.push_back({"cpu_eigen", nullptr,
+                 [](Data& d) {
+                   const size_t n = size_t(d.shape.T * d.shape.m);
+                   auto gate = std::make_shared<std::vector<float>>(n);
+                   auto up = std::make_shared<std::vector<float>>(n);
+                   return Runner{.run =
+                                     [&d, gate, up] {
+                                       const Shape& s = d.shape;
+                                       split(d, *gate, *up);
+                                       ref::swiglu<float>(s.T, s.m, gate->data(), up->data(),
+                                                          gate->data());
+                                       for (int64_t i = 0; i < d.y.numel(); ++i)
+                                         d.y.set(i, (*gate)[size_t(i)]);
+                                     },
+                                 .resolved_isa = "baseline"};
+                 },
+                 true});
+    return v;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_swiglu_op() { return make_op<Swiglu>(); }
+
+}  // namespace v3b::bench
