@@ -19,6 +19,7 @@ struct RopeScaling {
   double mscale = 0, mscale_all_dim = 0;         // 0: not given
   double attention_factor = 0;                   // 0: not given (explicit multiplier of cos and sin)
   bool temperature = true;                       // experiment knob: false switches YaRN's temperature off
+  bool dynamic = false;                          // YaRN only ("dynamic-yarn"): factor = max(1, l/L) at every call
 };
 
 struct ModelConfig {
@@ -59,10 +60,15 @@ struct ModelConfig {
 ModelConfig load_config(const std::string& path);                                  // file or checkpoint directory
 ModelConfig parse_config(const std::string& json_text, const std::string& where);  // parse + validate
 void validate_config(const ModelConfig& c, const std::string& where);
+// SPEC 2.3 rule 2, last clause: throws bad_input unless 1 <= context <= max_position_embeddings.
+void check_context(const ModelConfig& c, int64_t context, const std::string& where);
 std::string config_to_json(const ModelConfig& c);  // Hugging Face spelling, readable by transformers
 // model/presets/<name>.json: v3, r1, v2-lite, moonlight, kimi-k2, micro, train, tiny ...; lists names on error.
 ModelConfig load_preset(const std::string& name);
-std::vector<std::string> preset_names();
+std::vector<std::string> preset_names();           // sorted
+const char* rope_type_name(RopeType t);            // "default", "linear", "ntk", ...
+const char* scoring_func_name(ScoringFunc f);
+const char* topk_method_name(TopkMethod m);
 // Folder that holds presets/, tiny-v3/: $V3BENCH_MODEL_DIR, else beside the binary, else the source tree.
 std::string model_dir();
 

@@ -70,7 +70,7 @@ struct LoadOptions {
 // Throws v3b::Error for every rule of SPEC 2.3 (6 and 7 here) with file and tensor name.
 WeightsPtr load_weights(const std::string& dir, const LoadOptions& options = {});
 
-// Random weights N(0, 1/in) (norm weights 1 + 0.1 N, biases 0.05 N), rounded to `dtype`; deterministic in seed
+// Random weights N(0, 1/in) (embedding N(0,1), norm weights 1 + 0.1 N, biases 0.05 N), rounded to `dtype`; deterministic in seed
 // on every machine and thread count. dtype f8e4m3 quantises the matrices that SPEC 2.1 marks Q.
 WeightsPtr random_weights(const ModelConfig& config, uint64_t seed, spec::DType dtype);
 
