@@ -15,7 +15,7 @@ namespace v3b::rep {
 namespace {
 
 // RFC 4180 quoting. Line breaks become spaces: a row is a line, for every tool and for torn files.
-std::string quoted(std::string_view text) {
+std::string csv_quoted(std::string_view text) {
   std::string s(text);
   for (char& c : s)
     if (c == '\n' || c == '\r' || c == '\0') c = ' ';
@@ -71,7 +71,7 @@ CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns,
     if (std::find(columns_.begin(), columns_.end(), k) == columns_.end())
       throw Error(ExitCode::usage, "key column '" + k + "' is no column", path_);
   std::string text;
-  for (const auto& c : columns_) text += (text.empty() ? "" : ",") + quoted(c);
+  for (const auto& c : columns_) text += (text.empty() ? "" : ",") + csv_quoted(c);
   text += '\n';
   std::error_code ec;
   if (resume && std::filesystem::exists(path_, ec) && std::filesystem::file_size(path_, ec) > 0) {
@@ -131,7 +131,7 @@ std::string CsvWriter::line(const Record& r) const {
   std::string out;
   for (size_t i = 0; i < columns_.size(); ++i) {
     if (i > 0) out += ',';
-    out += quoted(r.text(columns_[i]));
+    out += csv_quoted(r.text(columns_[i]));
   }
   return out + '\n';
 }

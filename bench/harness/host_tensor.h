@@ -35,6 +35,7 @@ class HostTensor {
   double get(int64_t i) const;             // element as double (exact)
   void set(int64_t i, double v);           // rounded to dtype (RNE, f8 saturating)
   std::vector<double> to_doubles() const;
+  void read(int64_t first, int64_t n, double* out) const;  // elements [first, first+n) as doubles
   void poison();                           // back to NaN / 0x5A
   void fill_nan_rows(int64_t first_row, int64_t rows);  // rows of the first dimension become NaN
   bool canaries_intact() const;
