@@ -18,13 +18,6 @@ if [ "${#missing[@]}" -gt 0 ]; then
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-# The corpus: packages are downloaded, not installed (scripts/corpus_packages.txt), then unpacked
-# into build/corpus. Once there, nothing is done again.
-if [ ! -f "$root/build/corpus/manifest.json" ]; then
-  python3 "$root/scripts/build_corpus.py" --fetch-only || { $sudo apt-get update -qq; }
-  python3 "$root/scripts/build_corpus.py"
-fi
-
 deps="$root/build/deps"
 stamp="$deps/onednn/.version-2023.2.0-gomp"
 if [ ! -f "$stamp" ]; then
