@@ -1,0 +1,312 @@
+#include "reference/forward.h"
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <string>
+#include <type_traits>
+
+#include "model/error.h"
+#include "model/rope_table.h"
+#include "model/router_config.h"
+#include "reference/embedding.h"
+#include "reference/forward_params.h"
+#include "reference/kv_cache.h"
+#include "reference/mla.h"
+#include "reference/moe.h"
+#include "reference/rmsnorm.h"
+#include "reference/rope.h"
+#include "reference/router.h"
+#include "reference/spec/attention.h"
+
+namespace v3b::ref {
+namespace {
+
+using model::ForwardOptions;
+using model::ForwardResult;
+
+constexpr double kLatentNormEps = 1e-6;  // q_a and kv_a norms ignore rms_norm_eps (SPEC 1.2)
+
+template <class S>
+using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class S>
+using View = Eigen::Map<const Matrix<S>>;
+
+template <class S>
+Matrix<S> linear(const Matrix<S>& x, const std::vector<S>& w, int64_t out) {
+  return x * View<S>(w.data(), out, x.cols()).transpose();
+}
+template <class S>
+Matrix<S> columns(const Matrix<S>& x, int64_t first, int64_t n) {
+  return x.middleCols(first, n);
+}
+template <class S>
+std::vector<float> floats(const Matrix<S>& x) {
+  return std::vector<float>(x.data(), x.data() + x.size());
+}
+
+// Rows that one layer remembers: the normalised latent and the rope key before rotation.
+template <class S>
+struct LayerCache {
+  std::vector<S> c, k_raw;
+};
+
+template <class S>
+class RefSequence final : public model::Sequence {
+ public:
+  RefSequence(int64_t layers, int64_t mtp, int64_t d_c, int64_t d_r)
+      : main(layers), mtp(mtp), d_c_(d_c), d_r_(d_r) {}
+  int64_t length() const override { return rows(main); }
+  int64_t mtp_length() const override { return rows(mtp); }
+  void truncate(int64_t n) override { cut(main, n); }
+  void mtp_truncate(int64_t n) override { cut(mtp, n); }
+  int64_t cache_bytes() const override {
+    size_t n = 0;
+    for (const auto* v : {&main, &mtp})
+      for (const auto& l : *v) n += l.c.capacity() + l.k_raw.capacity();
+    return static_cast<int64_t>(n * sizeof(S));
+  }
+  std::vector<LayerCache<S>> main, mtp;
+
+ private:
+  int64_t rows(const std::vector<LayerCache<S>>& v) const {
+    return v.empty() ? 0 : static_cast<int64_t>(v[0].c.size()) / d_c_;
+  }
+  void cut(std::vector<LayerCache<S>>& v, int64_t n) {
+    if (n < 0 || n > rows(v))
+      throw Error(ExitCode::usage, "cannot truncate a cache", "sequence",
+                  "0.." + std::to_string(rows(v)), std::to_string(n));
+    for (auto& l : v) {
+      l.c.resize(static_cast<size_t>(n * d_c_));
+      l.k_raw.resize(static_cast<size_t>(n * d_r_));
+    }
+  }
+  int64_t d_c_, d_r_;
+};
+
+template <class S>
+class RefBackend final : public model::Backend {
+ public:
+  RefBackend(model::WeightsPtr w, const model::BackendOptions& o)
+      : options_(o), params_(make_params<S>(*w)), cfg_(params_.config) {}
+
+  std::string name() const override {
+    return std::is_same_v<S, double> ? "reference_f64" : "reference_f32";
+  }
+  const model::ModelConfig& config() const override { return cfg_; }
+  std::unique_ptr<model::Sequence> new_sequence() override {
+    return std::make_unique<RefSequence<S>>(cfg_.num_hidden_layers, params_.mtp.empty() ? 0 : 1,
+                                            cfg_.kv_lora_rank, cfg_.qk_rope_head_dim);
+  }
+
+  ForwardResult forward(model::Sequence& sequence, std::span<const int32_t> ids,
+                        const ForwardOptions& o) override {
+    auto& seq = dynamic_cast<RefSequence<S>&>(sequence);
+    const int64_t T = static_cast<int64_t>(ids.size()), s0 = seq.length(), d = cfg_.hidden_size;
+    check_room(s0 + T, T);
+    Matrix<S> h(T, d);
+    embedding<S>(T, d, cfg_.vocab_size, ids.data(), params_.embed.data(), h.data());
+    ForwardResult r;
+    r.T = T;
+    if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(h));
+    for (int64_t l = 0; l < cfg_.num_hidden_layers; ++l) {
+      layer(params_.layers[l], l, seq.main[l], s0, h, o, r);
+      if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(h));
+    }
+    const Matrix<S> f = norm(h, params_.norm, cfg_.rms_norm_eps);
+    if (o.hidden)
+      r.hidden = floats<S>(options_.flags.mtp_hidden == spec::MtpHidden::post_norm ? f : h);
+    logits(f, params_.head_or_embed(), o, r);
+    return r;
+  }
+
+  std::vector<ForwardResult> forward_batch(std::span<const model::BatchItem> items,
+                                           const ForwardOptions& o) override {
+    std::vector<ForwardResult> out;
+    for (const auto& i : items) out.push_back(forward(*i.sequence, i.ids, o));
+    return out;
+  }
+
+  ForwardResult mtp_forward(model::Sequence& sequence, std::span<const int32_t> next_ids,
+                            std::span<const float> hidden, const ForwardOptions& o) override {
+    if (params_.mtp.empty())
+      throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    auto& seq = dynamic_cast<RefSequence<S>&>(sequence);
+    const MtpParams<S>& m = params_.mtp[0];
+    const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp_length(),
+                  d = cfg_.hidden_size;
+    check_room(s0 + T, T);
+    if (static_cast<int64_t>(hidden.size()) != T * d)
+      throw Error(ExitCode::usage, "hidden rows do not match the tokens", "mtp_forward",
+                  std::to_string(T * d), std::to_string(hidden.size()));
+    Matrix<S> e(T, d), h(T, d);
+    embedding<S>(T, d, cfg_.vocab_size, next_ids.data(),
+                 (m.own_embed.empty() ? params_.embed : m.own_embed).data(), e.data());
+    if (options_.flags.mtp_zero_pos0 && s0 == 0) e.row(0).setZero();
+    std::copy(hidden.begin(), hidden.end(), h.data());
+    const bool e_first = options_.flags.mtp_concat == spec::MtpConcat::emb_h;
+    Matrix<S> u(T, 2 * d);
+    u.leftCols(d) =
+        e_first ? norm(e, m.enorm, cfg_.rms_norm_eps) : norm(h, m.hnorm, cfg_.rms_norm_eps);
+    u.rightCols(d) =
+        e_first ? norm(h, m.hnorm, cfg_.rms_norm_eps) : norm(e, m.enorm, cfg_.rms_norm_eps);
+    Matrix<S> x = linear(u, m.eh_proj, d);
+    ForwardResult r;
+    r.T = T;
+    if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(x));
+    layer(m.layer, cfg_.num_hidden_layers, seq.mtp[0], s0, x, o, r);
+    if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(x));
+    const Matrix<S> f = norm(x, m.norm, cfg_.rms_norm_eps);
+    if (o.hidden)
+      r.hidden = floats<S>(options_.flags.mtp_hidden == spec::MtpHidden::post_norm ? f : x);
+    logits(f, m.own_head.empty() ? params_.head_or_embed() : m.own_head, o, r);
+    return r;
+  }
+
+ private:
+  void check_room(int64_t length, int64_t T) const {
+    const int64_t room =
+        options_.max_context > 0 ? options_.max_context : cfg_.max_position_embeddings;
+    if (T < 1) throw Error(ExitCode::usage, "a forward pass needs at least one token", name());
+    if (length > room)
+      throw Error(ExitCode::usage, "context too long", name(),
+                  "at most " + std::to_string(room) + " tokens", std::to_string(length));
+  }
+
+  Matrix<S> norm(const Matrix<S>& x, const std::vector<S>& w, double eps) const {
+    Matrix<S> y(x.rows(), x.cols());
+    rmsnorm<S>(x.rows(), x.cols(), static_cast<S>(eps), x.data(), w.data(), y.data(),
+               options_.flags.norm_rounding, spec::DType::bf16);
+    return y;
+  }
+
+  void logits(const Matrix<S>& f, const std::vector<S>& head, const ForwardOptions& o,
+              ForwardResult& r) const {
+    if (o.logits == model::LogitsOf::none) return;
+    const Matrix<S> rows = o.logits == model::LogitsOf::last ? Matrix<S>(f.bottomRows(1)) : f;
+    r.logits = floats<S>(linear(rows, head, cfg_.vocab_size));
+  }
+
+  void layer(const LayerParams<S>& p, int64_t index, LayerCache<S>& cache, int64_t s0, Matrix<S>& h,
+             const ForwardOptions& o, ForwardResult& r) const {
+    h += attention(p, cache, s0, norm(h, p.input_norm, cfg_.rms_norm_eps));
+    const Matrix<S> u = norm(h, p.post_norm, cfg_.rms_norm_eps);
+    Matrix<S> y(u.rows(), u.cols());
+    if (p.is_moe) {
+      moe_block(p, index, u, y, o, r);
+    } else {
+      const Ffn<S> w{p.mlp.gate.data(), p.mlp.up.data(), p.mlp.down.data()};
+      ffn<S>(u.rows(), u.cols(), cfg_.intermediate_size, u.data(), w, y.data());
+    }
+    h += y;
+  }
+
+  Matrix<S> attention(const LayerParams<S>& p, LayerCache<S>& cache, int64_t s0,
+                      const Matrix<S>& x) const {
+    const MlaShape m{cfg_.num_attention_heads, cfg_.qk_nope_head_dim, cfg_.qk_rope_head_dim,
+                     cfg_.v_head_dim, cfg_.kv_lora_rank};
+    const int64_t T = x.rows(), s = s0 + T, half = m.d_r / 2;
+    const spec::RopeForm form = spec::rope_form(options_.flags.rope_layout, cfg_.rope_interleave);
+    const model::RopeFreqs freqs = model::rope_freqs(cfg_, options_.flags, s);
+    std::vector<S> cos(static_cast<size_t>(s * half)), sin(cos.size());
+    rope_table<S>(freqs, 0, s, cos.data(), sin.data());
+
+    // SPEC 1.6, projections.
+    Matrix<S> q = cfg_.q_lora_rank > 0
+                      ? linear(norm(linear(x, p.q_a, cfg_.q_lora_rank), p.q_a_norm, kLatentNormEps),
+                               p.q_b, m.n_h * m.d_qk())
+                      : linear(x, p.q_proj, m.n_h * m.d_qk());
+    Matrix<S> q_pe(T, m.n_h * m.d_r);
+    for (int64_t i = 0; i < m.n_h; ++i)
+      q_pe.middleCols(i * m.d_r, m.d_r) = q.middleCols(i * m.d_qk() + m.d_n, m.d_r);
+    rope<S>(T, m.n_h, m.d_r, form, false, q_pe.data(), cos.data() + s0 * half,
+            sin.data() + s0 * half, q_pe.data());
+    for (int64_t i = 0; i < m.n_h; ++i)
+      q.middleCols(i * m.d_qk() + m.d_n, m.d_r) = q_pe.middleCols(i * m.d_r, m.d_r);
+    const Matrix<S> kv = linear(x, p.kv_a, m.d_c + m.d_r);
+    const Matrix<S> c_new = norm(columns(kv, 0, m.d_c), p.kv_a_norm, kLatentNormEps);
+    const Matrix<S> k_new = kv.rightCols(m.d_r);
+    cache.c.insert(cache.c.end(), c_new.data(), c_new.data() + c_new.size());
+    cache.k_raw.insert(cache.k_raw.end(), k_new.data(), k_new.data() + k_new.size());
+
+    // What the cache gives back: rotated keys, through the FP8 record if asked for.
+    Matrix<S> c = View<S>(cache.c.data(), s, m.d_c), k_pe(s, m.d_r);
+    rope<S>(s, 1, m.d_r, form, false, cache.k_raw.data(), cos.data(), sin.data(), k_pe.data());
+    if (options_.flags.kv_format != spec::KvFormat::bf16) through_record(c, k_pe);
+
+    Matrix<S> o(T, m.n_h * m.d_v);
+    if (s0 == 0 && !options_.absorbed_prefill) {
+      std::vector<S> k(static_cast<size_t>(s * m.n_h * m.d_qk())),
+          v(static_cast<size_t>(s * m.n_h * m.d_v));
+      mla_expand<S>(m, s, c.data(), k_pe.data(), p.kv_b.data(), k.data(), v.data());
+      AttentionShape a;
+      a.T = T, a.s0 = s0, a.n_h = a.n_kv = m.n_h, a.d_qk = m.d_qk(), a.d_v = m.d_v,
+      a.scale = freqs.softmax_scale;
+      attention_core<S>(a, q.data(), k.data(), v.data(), o.data());
+    } else {
+      Matrix<S> rows(s, m.d_c + m.d_r), q_abs(T, m.n_h * (m.d_c + m.d_r)), o_lat(T, m.n_h * m.d_c);
+      rows << c, k_pe;
+      mla_absorb_q<S>(m, T, q.data(), p.kv_b.data(), q_abs.data());
+      mla_latent_core<S>(T, s0, m.n_h, m.d_c, m.d_r, freqs.softmax_scale, q_abs.data(), rows.data(),
+                         o_lat.data());
+      mla_unabsorb<S>(m, T, o_lat.data(), p.kv_b.data(), o.data());
+    }
+    return linear(o, p.o, cfg_.hidden_size);
+  }
+
+  void through_record(Matrix<S>& c, Matrix<S>& k_pe) const {
+    const int64_t d_c = c.cols(), d_r = k_pe.cols();
+    std::vector<uint8_t> record(static_cast<size_t>(
+        spec::mla_cache_row_bytes(options_.flags.kv_format, spec::DType::bf16, d_c, d_r)));
+    std::vector<S> row(static_cast<size_t>(d_c + d_r));
+    for (int64_t j = 0; j < c.rows(); ++j) {
+      kv_record_write<S>(d_c, d_r, options_.flags.kv_format, c.row(j).data(), k_pe.row(j).data(),
+                         record.data());
+      kv_record_read<S>(d_c, d_r, record.data(), row.data());
+      std::copy_n(row.data(), d_c, c.row(j).data());
+      std::copy_n(row.data() + d_c, d_r, k_pe.row(j).data());
+    }
+  }
+
+  void moe_block(const LayerParams<S>& p, int64_t index, const Matrix<S>& u, Matrix<S>& y,
+                 const ForwardOptions& o, ForwardResult& r) const {
+    const int64_t T = u.rows(), E = cfg_.n_routed_experts, K = cfg_.num_experts_per_tok;
+    const bool bf16 = options_.flags.router_dtype == spec::RouterDtype::bf16;
+    const auto rounded = [&](const Matrix<S>& a) {
+      return Matrix<S>(a.unaryExpr([](S v) { return round_to<S>(v, spec::DType::bf16); }));
+    };
+    Matrix<S> z = linear(bf16 ? rounded(u) : u, p.router, E);
+    if (bf16) z = rounded(z);
+    const bool biased = model::router_uses_bias(cfg_, options_.flags) && !p.bias.empty();
+    const Routes<S> routes = route<S>(model::router_config(cfg_, options_.flags), T, z.data(),
+                                      biased ? p.bias.data() : nullptr);
+    std::vector<Ffn<S>> experts;
+    for (const auto& e : p.experts) experts.push_back({e.gate.data(), e.up.data(), e.down.data()});
+    Ffn<S> shared;
+    if (!p.shared.gate.empty())
+      shared = {p.shared.gate.data(), p.shared.up.data(), p.shared.down.data()};
+    moe<S>(T, u.cols(), cfg_.moe_intermediate_size, E, K, u.data(), routes.idx.data(),
+           routes.weight.data(), experts, shared,
+           cfg_.n_shared_experts * cfg_.moe_intermediate_size, y.data());
+    if (o.routes)
+      r.routes.push_back(
+          {index, K, routes.idx, std::vector<float>(routes.weight.begin(), routes.weight.end())});
+  }
+
+  model::BackendOptions options_;
+  ModelParams<S> params_;
+  const model::ModelConfig& cfg_;
+};
+
+}  // namespace
+
+template <class S>
+std::unique_ptr<model::Backend> make_reference_backend(model::WeightsPtr weights,
+                                                       const model::BackendOptions& options) {
+  return std::make_unique<RefBackend<S>>(std::move(weights), options);
+}
+template std::unique_ptr<model::Backend> make_reference_backend<float>(
+    model::WeightsPtr, const model::BackendOptions&);
+template std::unique_ptr<model::Backend> make_reference_backend<double>(
+    model::WeightsPtr, const model::BackendOptions&);
+
+}  // namespace v3b::ref
