@@ -30,6 +30,7 @@ import transformers  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+transformers.utils.logging.disable_progress_bar()
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
 MAJOR = int(transformers.__version__.split(".")[0])
 
@@ -135,8 +136,8 @@ def dequantise(weight, scale, block=128):
 
 
 def plain_copy(folder, target, fp8_round="bf16"):
-    """Copies a checkpoint for transformers: no FP8 (dequantised as SPEC 2.1: rounded to bf16, or kept
-    as float64 values stored in float32 pairs is impossible, so fp8_round='none' stores float64)."""
+    """Writes a copy without FP8. fp8_round "bf16": w = rnd_bf16(rnd_f32(q * scale)), SPEC 2.1's
+    conversion; "none": the exact product, stored as float64."""
     folder, target = Path(folder), Path(target)
     config = json.loads((folder / "config.json").read_text())
     config.pop("quantization_config", None)
@@ -156,8 +157,9 @@ def plain_copy(folder, target, fp8_round="bf16"):
 
 # --------------------------------------------------------------------------------------------- the model
 class Loaded:
-    def __init__(self, model, config, note, folder):
-        self.model, self.config, self.note, self.folder = model, config, note, folder
+    def __init__(self, model, note, folder, keep, mask_value):
+        self.model, self.config, self.note, self.folder = model, model.config, note, folder
+        self.keep, self.mask_value = keep, mask_value  # temporary folder or None; router mask fill
 
 
 def load(folder, dtype="f64", mask_zero=False, fp8_round="bf16"):
@@ -168,6 +170,14 @@ def load(folder, dtype="f64", mask_zero=False, fp8_round="bf16"):
     if "quantization_config" in config_json:
         keep = tempfile.mkdtemp(prefix="hf_plain_")
         plain_copy(folder, keep, fp8_round)
+        folder = keep
+    if MAJOR < 5 and "rope_parameters" in config_json:  # transformers 4 reads the old spelling only
+        keep = tempfile.mkdtemp(prefix="hf_plain_")
+        plain_copy(folder, keep, fp8_round)
+        rope = config_json.pop("rope_parameters")
+        config_json["rope_theta"] = rope.pop("rope_theta")
+        config_json["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+        (Path(keep) / "config.json").write_text(json.dumps(config_json))
         folder = keep
     module, note = modeling(arch, dtype == "f64", mask_zero)
     cls = getattr(module, "DeepseekV3ForCausalLM" if arch == "deepseek_v3" else "DeepseekV2ForCausalLM")
@@ -206,9 +216,8 @@ def load(folder, dtype="f64", mask_zero=False, fp8_round="bf16"):
             d = model.config.qk_rope_head_dim
             want = float(rope["rope_theta"]) ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
             assert torch.allclose(inv, want, rtol=1e-14, atol=0), "rotary buffer is not float64-exact"
-    loaded = Loaded(model, model.config, note, str(folder))
-    loaded.keep = keep
-    return loaded
+    zero = mask_zero or MAJOR < 5 or arch == "deepseek_v2"
+    return Loaded(model, note, str(folder), keep, 0.0 if zero else float("-inf"))
 
 
 def close(loaded):
@@ -281,7 +290,7 @@ def router_margin(loaded, gate, record):
             v = g.sort(-1, descending=True).values
             gap = min(gap, float((v[:, keep - 1] - v[:, keep]).min()))
         mask = torch.zeros_like(g).scatter_(1, g.topk(keep, -1).indices, 1.0)
-        s = per.masked_fill(mask[..., None] == 0, float("-inf")).reshape(len(s), -1)
+        s = per.masked_fill(mask[..., None] == 0, loaded.mask_value).reshape(len(s), -1)
     k = c.num_experts_per_tok
     v = s.sort(-1, descending=True).values
     if k < v.shape[-1]:
