@@ -1,0 +1,128 @@
+#include "bench/harness/check.h"
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <new>
+
+#include "bench/harness/fill_rng.h"
+#include "model/hash.h"
+
+namespace v3b::bench {
+namespace {
+
+constexpr int64_t kHashChunk = 1 << 20;
+
+const char* state_name(Support::State s) {
+  switch (s) {
+    case Support::State::yes: return "yes";
+    case Support::State::unsupported: return "unsupported";
+    case Support::State::not_built: return "not_built";
+    case Support::State::no_device: return "no_device";
+  }
+  return "?";
+}
+
+void fail(CheckResult& r, const std::string& reason) {
+  r.status = "failed";
+  if (r.reason.empty()) r.reason = reason;
+}
+
+}  // namespace
+
+uint64_t tensor_hash(const HostTensor& t) {
+  const int64_t n = t.bytes(), chunks = (n + kHashChunk - 1) / kHashChunk;
+  const char* p = static_cast<const char*>(t.data());
+  uint64_t sum = 0;
+#pragma omp parallel for schedule(static) reduction(+ : sum)
+  for (int64_t c = 0; c < chunks; ++c) {
+    const int64_t lo = c * kHashChunk, len = std::min(kHashChunk, n - lo);
+    sum += mix64(model::fnv1a64({p + lo, static_cast<size_t>(len)}) ^ static_cast<uint64_t>(c));
+  }
+  return sum;
+}
+
+int64_t available_memory_bytes() {
+  std::ifstream in("/proc/meminfo");
+  std::string key, unit;
+  for (int64_t kb = 0; in >> key >> kb; std::getline(in, unit))
+    if (key == "MemAvailable:") return kb << 10;
+  return 0;
+}
+
+double run_once(const Runner& runner) {
+  if (runner.timed_run) return runner.timed_run();
+  const auto t0 = std::chrono::steady_clock::now();
+  runner.run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+}
+
+void CaseChecker::check_fill(const std::string& how, Fill fill, CheckResult& result) {
+  const std::string prefix = fill == Fill::exact ? "exact fill: " : "";
+  DataHandle data = op_.make(info_.text, fill, seed_);
+  for (HostTensor* t : data.tensors) {
+    if (t->role() == Role::output) t->poison();
+    if (!t->canaries_intact()) return fail(result, prefix + "making '" + t->name() + "' wrote outside of it");
+  }
+  std::vector<uint64_t> before;
+  for (const HostTensor* t : data.tensors) before.push_back(t->role() == Role::input ? tensor_hash(*t) : 0);
+
+  const Runner runner = op_.prepare(how, data);
+  result.resolved_isa = runner.resolved_isa;
+  const auto t0 = std::chrono::steady_clock::now();
+  runner.run();
+  if (fill == Fill::real)
+    result.run_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+  if (runner.fetch) runner.fetch();
+
+  for (size_t i = 0; i < data.tensors.size(); ++i) {
+    const HostTensor& t = *data.tensors[i];
+    if (!t.canaries_intact()) return fail(result, prefix + "wrote outside of '" + t.name() + "'");
+    if (t.role() == Role::input && tensor_hash(t) != before[i])
+      return fail(result, prefix + "changed its input '" + t.name() + "'");
+  }
+  if (expected_.count(fill) == 0) expected_.emplace(fill, op_.reference(data));
+  const Verdict v = judge(expected_.at(fill), data.tensors,
+                          [&](const std::string& output) { return op_.tolerance(info_.text, fill, output); });
+  if (result.judged) result.verdict.merge(v);
+  else result.verdict = v;
+  result.judged = true;
+  if (!v.passed) fail(result, prefix + v.reason);
+}
+
+CheckResult CaseChecker::check(const std::string& how) {
+  CheckResult result;
+  try {
+    const Support s = op_.support(how, info_.text);
+    if (s.state != Support::State::yes) {
+      result.status = state_name(s.state);
+      result.reason = s.reason.empty() ? "no reason given" : s.reason;
+      return result;
+    }
+    const double need = 2 * op_.cost(info_.text).bytes, have = static_cast<double>(available_memory_bytes());
+    if (have > 0 && need > 0.9 * have) {
+      char text[96];
+      std::snprintf(text, sizeof text, "needs about %.1f GB of memory, %.1f GB are free", need / 1e9, have / 1e9);
+      result.status = "unsupported";
+      result.reason = text;
+      return result;
+    }
+    result.status = "passed";
+    check_fill(how, Fill::real, result);
+    if (op_.has_exact_fill(info_.text)) check_fill(how, Fill::exact, result);
+  } catch (const std::bad_alloc&) {
+    result.status = "error";
+    result.reason = "out of memory";
+  } catch (const std::exception& e) {
+    result.status = "error";
+    result.reason = e.what();
+  }
+  return result;
+}
+
+Verdict CaseChecker::judge_real(const DataHandle& data) const {
+  return judge(expected_.at(Fill::real), data.tensors,
+               [&](const std::string& output) { return op_.tolerance(info_.text, Fill::real, output); });
+}
+
+}  // namespace v3b::bench

@@ -1,0 +1,211 @@
+#include "bench/harness/peaks.h"
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "bench/harness/check.h"
+#include "bench/harness/peaks_kernels.h"
+#include "kernels/core/buffer.h"
+#include "kernels/core/cpu.h"
+
+namespace v3b::bench {
+namespace {
+
+constexpr int64_t kDefaultLlc = 32 << 20;
+constexpr int kStreams = 8;             // linear streams a thread: one alone leaves the memory half idle
+constexpr double kRateSeconds = 0.004;  // of one pass of an arithmetic probe
+
+volatile double g_sink = 0;
+
+double seconds_since(std::chrono::steady_clock::time_point t0) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+}
+
+// One buffer for all bandwidth probes and for scrubbing, on huge pages where the kernel gives them.
+kern::Buffer<uint64_t>& probe_buffer() {
+  static kern::Buffer<uint64_t> buffer = [] {
+    int64_t bytes = std::clamp<int64_t>(4 * last_level_cache_bytes(), 256 << 20, int64_t{1} << 30);
+    const int64_t memory = available_memory_bytes();
+    if (memory > 0) bytes = std::min(bytes, memory / 8);
+    kern::Buffer<uint64_t> b(bytes / 4096 * 512);
+    return b;
+  }();
+  return buffer;
+}
+
+// Sum of [p, p + n) read in kStreams parallel streams with prefetch; n in 8-byte words, a multiple of 64.
+uint64_t read_streams(const uint64_t* p, int64_t n) {
+  const int64_t step = n / kStreams / 8 * 8;
+  __m256i sum[kStreams];
+  for (auto& s : sum) s = _mm256_setzero_si256();
+  for (int64_t i = 0; i < step; i += 8) {
+    for (int s = 0; s < kStreams; ++s) {
+      const uint64_t* q = p + s * step + i;
+      _mm_prefetch(reinterpret_cast<const char*>(q + 96), _MM_HINT_T0);
+      sum[s] = _mm256_add_epi64(sum[s], _mm256_load_si256(reinterpret_cast<const __m256i*>(q)));
+      sum[s] = _mm256_add_epi64(sum[s], _mm256_load_si256(reinterpret_cast<const __m256i*>(q + 4)));
+    }
+  }
+  for (int s = 1; s < kStreams; ++s) sum[0] = _mm256_add_epi64(sum[0], sum[s]);
+  return static_cast<uint64_t>(_mm256_extract_epi64(sum[0], 0));
+}
+
+// Streaming copy: the destination is written past the caches.
+void copy_stream(const uint64_t* src, uint64_t* dst, int64_t n) {
+  for (int64_t i = 0; i < n; i += 8) {
+    _mm_prefetch(reinterpret_cast<const char*>(src + i + 128), _MM_HINT_T0);
+    const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i));
+    const __m256i b = _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i + 4));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i), a);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i + 4), b);
+  }
+  _mm_sfence();
+}
+
+// Each thread works on its own page-aligned share of [0, words); returns bytes a second.
+template <class F>
+double bandwidth(int64_t words, double bytes, F&& f) {
+  std::chrono::steady_clock::time_point t0;
+  double seconds = 1;
+#pragma omp parallel
+  {
+    const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
+    const int64_t share = words / t / 512 * 512;
+#pragma omp barrier
+#pragma omp master
+    t0 = std::chrono::steady_clock::now();
+#pragma omp barrier
+    f(i * share, share);
+#pragma omp barrier
+#pragma omp master
+    seconds = seconds_since(t0);
+  }
+  return bytes / seconds;
+}
+
+using RateLoop = double (*)(int64_t, double*) noexcept;
+
+double rate(RateLoop loop) {
+  // How many rounds fill the time of a pass: from a short run on this thread.
+  double sink = 0;
+  int64_t rounds = 200;
+  for (;; rounds *= 4) {
+    const auto t0 = std::chrono::steady_clock::now();
+    loop(rounds, &sink);
+    const double s = seconds_since(t0);
+    if (s > kRateSeconds / 20) {
+      rounds = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(rounds) * kRateSeconds / s));
+      break;
+    }
+  }
+  double operations = 0;
+  const double per_second = bandwidth(0, 1.0, [&](int64_t, int64_t) {
+    double mine = 0;
+    const double done = loop(rounds, &mine);
+#pragma omp critical
+    operations += done, sink += mine;
+  });
+  g_sink = g_sink + sink;
+  return operations * per_second;
+}
+
+struct Rate {
+  RateLoop loop = nullptr;
+  const char* instruction = "";
+};
+
+Rate best_rate(const std::string& which) {
+  const auto& f = kern::cpu_features();
+  if (which == "f32") return f.avx512 ? Rate{rate_f32_avx512, "avx512"} : Rate{rate_f32_avx2, "avx2"};
+  if (which == "f64") return f.avx512 ? Rate{rate_f64_avx512, "avx512"} : Rate{rate_f64_avx2, "avx2"};
+  if (which == "bf16") {
+    if (f.amx_bf16) return {rate_bf16_amx, "amx_bf16"};
+    if (f.avx512_bf16) return {rate_bf16_avx512, "avx512_bf16"};
+  }
+  if (which == "int8") {
+    if (f.amx_int8) return {rate_int8_amx, "amx_int8"};
+    if (f.avx512_vnni) return {rate_int8_avx512, "avx512_vnni"};
+  }
+  return {};
+}
+
+void keep_best(Peaks& peaks, const std::string& key, double v) {
+  double& best = peaks[key];
+  best = std::max(best, v);
+}
+
+}  // namespace
+
+int64_t last_level_cache_bytes() {
+  const auto& f = kern::cpu_features();
+  const int64_t llc = std::max(f.l3_bytes, f.l2_bytes);
+  return llc > 0 ? llc : kDefaultLlc;
+}
+
+void probe_peak(const std::string& which, Peaks& peaks, int passes) {
+  if (which == "read" || which == "copy") {
+    auto& buffer = probe_buffer();
+    uint64_t* p = buffer.data();
+    const int64_t words = buffer.size();
+    for (int i = 0; i < passes; ++i) {
+      if (which == "read") {
+        uint64_t sum = 0;
+        const double v = bandwidth(words, 8.0 * static_cast<double>(words), [&](int64_t lo, int64_t n) {
+          const uint64_t mine = read_streams(p + lo, n);
+#pragma omp atomic
+          sum += mine;
+        });
+        g_sink = g_sink + static_cast<double>(sum & 1u);
+        keep_best(peaks, "read_gb_s", v * 1e-9);
+      } else {
+        const int64_t half = words / 2 / 512 * 512;
+        const double v = bandwidth(half, 16.0 * static_cast<double>(half),
+                                   [&](int64_t lo, int64_t n) { copy_stream(p + lo, p + half + lo, n); });
+        keep_best(peaks, "copy_gb_s", v * 1e-9);
+      }
+    }
+    return;
+  }
+  const Rate r = best_rate(which);
+  if (r.loop == nullptr) return;
+  for (int i = 0; i < passes; ++i)
+    keep_best(peaks, which == "int8" ? "int8_gop_s" : which + "_gflop_s", rate(r.loop) * 1e-9);
+}
+
+Peaks probe_all_peaks(int passes) {
+  Peaks peaks;
+  for (const char* which : {"read", "copy", "f32", "f64", "bf16", "int8"}) probe_peak(which, peaks, passes);
+  return peaks;
+}
+
+std::string roof_instruction(const std::string& which) {
+  const Rate r = best_rate(which);
+  return r.loop != nullptr ? r.instruction : "";
+}
+
+double roof_rate(const Peaks& peaks, const std::string& which) {
+  const std::string key = which == "read" || which == "copy" ? which + "_gb_s"
+                          : which == "int8"                  ? "int8_gop_s"
+                                                             : which + "_gflop_s";
+  const auto it = peaks.find(key);
+  if (it != peaks.end()) return it->second * 1e9;
+  return which == "bf16" ? roof_rate(peaks, "f32") : 0;
+}
+
+void scrub_caches() {
+  auto& buffer = probe_buffer();
+  const int64_t words = std::min(buffer.size(), 2 * last_level_cache_bytes() / 8);
+  uint64_t sum = 0;
+  bandwidth(words, 1.0, [&](int64_t lo, int64_t n) {
+    const uint64_t mine = read_streams(buffer.data() + lo, n);
+#pragma omp atomic
+    sum += mine;
+  });
+  g_sink = g_sink + static_cast<double>(sum & 1u);
+}
+
+}  // namespace v3b::bench
