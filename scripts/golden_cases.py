@@ -91,17 +91,19 @@ CASES = {
         covers="one MTP module (copies of embedding and head included), V3's own YaRN keys, 4 groups",
         flags=F64 | {"mtp_hidden": "post_norm", "mtp_concat": "emb_h", "mtp_zero_pos0": 0}),
     "fp8_ragged": dict(
-        seed=110, storage="BF16", tokens=16, fp8=True,
+        seed=110, storage="BF16", tokens=16, fp8=True, shards=2,
         config=config(hidden_size=144, q_lora_rank=136, kv_lora_rank=40, intermediate_size=200,
                       moe_intermediate_size=36, n_group=2, topk_group=1, num_hidden_layers=2,
                       num_attention_heads=6, num_key_value_heads=6, qk_nope_head_dim=20, v_head_dim=24,
                       rope_scaling=yarn(40, 4096), max_position_embeddings=163840,
+                      num_nextn_predict_layers=1,
                       quantization_config={"quant_method": "fp8", "fmt": "e4m3",
                                            "activation_scheme": "dynamic",
                                            "weight_block_size": [128, 128]}),
-        covers="E4M3 weights with 128x128 block scales, ragged blocks in rows and columns; weights "
-               "dequantised and rounded to bf16 (SPEC 2.1)",
-        flags=F64 | {"fp8_dequant": "bf16", "act_scale": "none (activations are not quantised)"}),
+        covers="E4M3 weights with 128x128 block scales, ragged blocks in rows and columns, scales in "
+               "another shard than their weights, MTP module; dequantised and rounded to bf16 (SPEC 2.1)",
+        flags=F64 | {"mtp_hidden": "post_norm", "mtp_concat": "emb_h", "mtp_zero_pos0": 0, "fp8_dequant": "bf16",
+                     "act_scale": "none (activations are not quantised)"}),
     "bf16_hf": dict(
         seed=111, storage="BF16", tokens=16, compute="bf16", bias_storage="BF16",
         config=config(n_group=4, topk_group=3, num_experts_per_tok=2, hidden_size=56,

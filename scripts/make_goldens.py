@@ -136,6 +136,18 @@ def quantise(name, w, seed):
     return {name: code, name + "_scale_inv": scale}
 
 
+def check_dequantise():
+    """Our dequantisation against transformers' own, where that one is right: whole blocks. (5.23 derives
+    the block from matrix size / scale grid, so it refuses or misreads ragged blocks.)"""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    t = quantise("w", normal(1, "w", (384, 256), 1.0), 1)
+    theirs = Fp8Dequantize(None)._dequantize_one(t["w"], t["w_scale_inv"])
+    ours = hf.dequantise(t["w"], t["w_scale_inv"])
+    if not torch.equal(theirs.double(), ours.to(torch.float32).double()):
+        raise RuntimeError("dequantisation differs from transformers'")
+
+
 def write_checkpoint(folder, case):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(case["config"], indent=2) + "\n")
@@ -224,6 +236,8 @@ def run(folder, ids, dtype, **kwargs):
 def make_case(name, case, root, legacy):
     folder = root / name
     shutil.rmtree(folder, ignore_errors=True)
+    if case.get("fp8"):
+        check_dequantise()
     case["config"].setdefault("num_nextn_predict_layers", 0)
     write_checkpoint(folder, case)
     dtype = case.get("compute", "f64")
@@ -277,7 +291,8 @@ def make_case(name, case, root, legacy):
             "flags": {"router_mask": "zero"}, "how": znote["source"],
             "against_expected": difference(zero, tensors)}
     if exact:
-        store(folder / "expected_exact_dequant.safetensors", exact[0])
+        store(folder / "expected_exact_dequant.safetensors",
+              {**exact[0], **(exact[2]["post_norm"] if exact[2] else {})})
         meta["files"]["expected_exact_dequant.safetensors"] = {
             "flags": {"fp8_dequant": "exact"}, "against_expected": difference(exact[0], tensors)}
     if legacy and case["config"]["model_type"] == "deepseek_v3" and not case.get("fp8"):
