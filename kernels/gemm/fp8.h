@@ -1,0 +1,44 @@
+// FP8 on the CPU (SPEC 1.22, 1.23): quantisation and block-scaled products. FP8 weights stay one
+// byte in memory and are widened block by block in registers; codes are exact in bf16, scales are
+// applied in fp32 after each 128-long segment, so the only errors are fp32 sums and the rounding of
+// C.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "reference/spec/fp8_gemm.h"
+#include "reference/spec/fp8_quant.h"
+
+namespace v3b::kern {
+
+// Codes and scales equal the reference's bit by bit (true division, no reciprocal).
+void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept;
+std::string fp8_quant_cpu_simd_isa();
+
+// Widening: codes * scales to float or bf16 (weights: 128x128 scales). Row-major, dense.
+void fp8_dequant_weight(int64_t rows, int64_t cols, const spec::f8e4m3* codes, const float* scales,
+                        spec::DType out_type, void* out) noexcept;
+
+// The best kernel of this machine. NaN codes give NaN. Any m, n, k >= 0.
+void fp8_gemm(const spec::Fp8GemmArgs& a) noexcept;
+
+void fp8_gemm_cpu_simd(const spec::Fp8GemmArgs& a) noexcept;  // Highway: AVX2, AVX-512
+std::string fp8_gemm_cpu_simd_isa();
+bool fp8_gemm_avx512bf16_supported();  // AVX512_BF16 and AVX512_VBMI
+void fp8_gemm_cpu_avx512bf16(const spec::Fp8GemmArgs& a) noexcept;
+
+// Work pieces of the AVX-512 file, called by the entry points above (one thread each).
+// A as bf16 [m, kp], kp = k rounded up to 128, zero padded.
+void fp8_widen_rows_avx512bf16(const spec::f8e4m3* q, int64_t rows, int64_t k, int64_t kp,
+                               spec::bf16* out) noexcept;
+// Columns [n0, n1) of C for all rows; few rows.
+void fp8_gemv_avx512bf16(const spec::Fp8GemmArgs& g, const spec::bf16* a, int64_t kp, int64_t n0,
+                         int64_t n1) noexcept;
+// Columns [n0, min(n0+64, n)), n0 a multiple of 64, rows [m0, m1). Scratch of kFp8TileScratchBytes,
+// 64-byte aligned.
+inline constexpr int64_t kFp8TileN = 64, kFp8TileM = 384;
+inline constexpr int64_t kFp8TileScratchBytes = 64 * 64 * 4 + kFp8TileM * kFp8TileN * 4;
+void fp8_tile_avx512bf16(const spec::Fp8GemmArgs& g, const spec::bf16* a, int64_t kp, int64_t n0,
+                         int64_t m0, int64_t m1, void* scratch) noexcept;
+
+}  // namespace v3b::kern
