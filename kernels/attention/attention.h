@@ -1,0 +1,28 @@
+// Attention on the CPU: OpenMP and Highway, bf16 dot products where the machine has AVX512_BF16
+// (rows.h tells how). f32 and bf16 storage; scores, softmax and sums in fp32, P rounded to bf16
+// when the storage is bf16. scale > 0.
+#pragma once
+#include "reference/spec/attention.h"
+
+namespace v3b::kern {
+
+// Causal prefill, any n_h, n_kv (n_h a multiple of n_kv), d_qk, d_v. FLOP 2 n_h (d_qk + d_v) (T s0
+// + T (T+1) / 2); least bytes q, k, v, o once. Bound by arithmetic from T of about 16 on.
+void attention_prefill_cpu_simd(const spec::AttentionArgs& a) noexcept;
+// The same for expanded MLA, reading [k_nope | v] and k_pe where the projections left them.
+void mla_prefill_cpu_simd(const spec::MlaPrefillArgs& a) noexcept;
+
+// One query a sequence. FLOP 2 n_h (d_qk + d_v) s; least bytes n_kv (d_qk + d_v) e s: bound by
+// reading for n_h / n_kv up to about 8.
+void attention_decode_cpu_simd(const spec::AttentionDecodeArgs& a) noexcept;
+// Absorbed MLA on the paged latent cache. FLOP 2 n_h s_q (2 d_c + d_r) s; least bytes one cache row
+// a key. 16 heads 30 FLOP a byte in bf16, 128 heads 242: arithmetic. Keys are split over threads
+// and merged.
+void mla_decode_cpu_simd(const spec::MlaDecodeArgs& a) noexcept;
+
+// Bytes only: (d_c + d_r) e in, one row out; FP8 records take a division an element.
+void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept;
+
+const char* attention_cpu_simd_isa(spec::DType dtype) noexcept;  // what runs here
+
+}  // namespace v3b::kern

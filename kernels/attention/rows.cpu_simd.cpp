@@ -1,0 +1,249 @@
+// rows.h in Highway: blocked flash attention of a few rows against a range of keys.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/attention/rows.cpu_simd.cpp"
+// clang-format off
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// clang-format on
+#include "kernels/attention/rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "hwy/highway.h"
+#include "kernels/attention/rows_pack-inl.h"
+#include "kernels/attention/rows_small-inl.h"
+#include "kernels/attention/rows_tile-inl.h"
+#include "kernels/core/buffer.h"
+#include "kernels/core/cpu.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace v3b::kern::HWY_NAMESPACE {
+namespace {
+
+// Scores S [n keys][width rows] of one panel -> P in place of S (f32) or as bf16 pairs in `pairs`;
+// updates the running max m and sum l of the rows and gives the factor alpha for what was
+// accumulated before. visible[r] = how many of these keys row r sees. Everything in the log2
+// domain: t = S * scale_log2.
+template <bool kBf16>
+HWY_INLINE void softmax_panel(int64_t n, int64_t width, float scale_log2, const int32_t* visible,
+                              bool masked, float* S, uint32_t* pairs, float* m, float* l,
+                              float* alpha) {
+  const DF df;
+  const DI di;
+  const DU du;
+  const VF c = hn::Set(df, scale_log2),
+           minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
+  for (int64_t v = 0; v < width; v += kLanes) {
+    float* s = S + v;
+    if (masked) {
+      const auto vis = hn::LoadU(di, visible + v);
+      for (int64_t j = 0; j < n; ++j) {
+        const auto seen = hn::RebindMask(df, hn::Lt(hn::Set(di, static_cast<int32_t>(j)), vis));
+        hn::StoreU(hn::IfThenElse(seen, hn::LoadU(df, s + j * width), minus_inf), df,
+                   s + j * width);
+      }
+    }
+    // Max may lose a NaN; the sum below keeps it.
+    VF top = minus_inf;
+    for (int64_t j = 0; j < n; ++j) top = hn::Max(top, hn::LoadU(df, s + j * width));
+    const VF old = hn::LoadU(df, m + v), now = hn::Max(old, hn::Mul(top, c));
+    const VF base =
+        hn::IfThenZeroElse(hn::Eq(now, minus_inf), now);  // nothing visible yet: any finite base
+    const VF a = exp2_neg(hn::Sub(old, base));
+    VF sum = hn::Zero(df);
+    if constexpr (kBf16) {
+      const VU half = hn::Set(du, 0x7fff), one = hn::Set(du, 1), high = hn::Set(du, 0xffff0000u);
+      const auto rounded = [&](VF p) HWY_ATTR {
+        const VU u = hn::BitCast(du, p);
+        return hn::Add(u, hn::Add(half, hn::And(hn::ShiftRight<16>(u), one)));
+      };
+      for (int64_t j = 0; j < n; j += 2) {
+        const VF p0 = exp2_neg(hn::MulSub(hn::LoadU(df, s + j * width), c, base));
+        const VF p1 = j + 1 < n ? exp2_neg(hn::MulSub(hn::LoadU(df, s + (j + 1) * width), c, base))
+                                : hn::Zero(df);
+        sum = hn::Add(sum, hn::Add(p0, p1));
+        hn::StoreU(hn::Or(hn::ShiftRight<16>(rounded(p0)), hn::And(rounded(p1), high)), du,
+                   pairs + (j / 2) * width + v);
+      }
+    } else {
+      for (int64_t j = 0; j < n; ++j) {
+        const VF p = exp2_neg(hn::MulSub(hn::LoadU(df, s + j * width), c, base));
+        sum = hn::Add(sum, p);
+        hn::StoreU(p, df, s + j * width);
+      }
+    }
+    hn::StoreU(now, df, m + v);
+    hn::StoreU(hn::MulAdd(hn::LoadU(df, l + v), a, sum), df, l + v);
+    hn::StoreU(a, df, alpha + v);
+  }
+}
+
+void write_row(const float* o, float factor, int64_t d, spec::DType dtype, void* out, int64_t at) {
+  const DF df;
+  const DU du;
+  const hn::Rebind<uint16_t, DU> d16;
+  const VF f = hn::Set(df, factor);
+  int64_t c = 0;
+  if (dtype == spec::DType::f32) {
+    float* dst = static_cast<float*>(out) + at;
+    for (; c + kLanes <= d; c += kLanes) hn::StoreU(hn::Mul(f, hn::LoadU(df, o + c)), df, dst + c);
+    for (; c < d; ++c) dst[c] = factor * o[c];
+  } else {
+    uint16_t* dst = static_cast<uint16_t*>(out) + at;
+    for (; c + kLanes <= d; c += kLanes) {
+      const VF x = round_bf16(hn::Mul(f, hn::LoadU(df, o + c)));
+      hn::StoreU(hn::DemoteTo(d16, hn::BitCast(DI(), hn::ShiftRight<16>(hn::BitCast(du, x)))), d16,
+                 dst + c);
+    }
+    for (; c < d; ++c) dst[c] = spec::to_bf16(factor * o[c]).bits;
+  }
+}
+
+// o (un-normalised, ld floats between rows), m, l -> where the task wants them.
+void finish_row(const RowsTask& t, int64_t r, const float* o, float m, float l) {
+  if (t.part_o) {
+    std::copy_n(o, t.d_v, t.part_o + r * t.d_v);
+    t.part_m[r] = m;
+    t.part_l[r] = l;
+    return;
+  }
+  const int64_t i = r / t.inner, g = r % t.inner;
+  const bool empty = l == 0.0f;  // NaN is not empty
+  write_row(o, empty ? 0.0f : 1.0f / l, t.d_v, t.dtype, t.o, i * t.o_outer + g * t.o_inner);
+  if (!t.lse) return;
+  const float inf = std::numeric_limits<float>::infinity();
+  const double natural =
+      0.69314718055994530942 * (static_cast<double>(m) + std::log2(static_cast<double>(l)));
+  t.lse[i * t.lse_outer + g * t.lse_inner] =
+      empty ? (t.empty_lse == spec::EmptyLse::pos_inf ? inf : -inf) : static_cast<float>(natural);
+}
+
+struct Scratch {
+  Buffer<float> o, s, m, l, alpha;
+  Buffer<uint32_t> q, pairs, v;
+  Buffer<uint8_t> k;
+  Buffer<int32_t> visible;
+};
+
+template <bool kBf16>
+void run_rows(const RowsTask& t, TileFn tile_fn, Scratch& w) {
+  constexpr int64_t per = kBf16 ? 2 : 1;  // elements of a 32-bit unit
+  const int64_t kq = (t.d_qk + per - 1) / per, key_bytes = 4 * kq;
+  const int64_t rows = (t.R + kLanes - 1) / kLanes * kLanes,
+                dv = (t.d_v + kLanes - 1) / kLanes * kLanes;
+  w.o.reserve_discard(rows * dv);
+  w.s.reserve_discard(kKeyBlock * kPanel);
+  w.pairs.reserve_discard(kKeyBlock / 2 * kPanel);
+  w.q.reserve_discard(rows * kq);
+  w.k.reserve_discard(kKeyBlock * key_bytes);
+  w.v.reserve_discard(kKeyBlock / per * dv);
+  for (auto* b : {&w.m, &w.l, &w.alpha}) b->reserve_discard(kMaxRows + kPanel);
+  w.visible.reserve_discard(kMaxRows + kPanel);
+  float* o = w.o.data();
+  std::fill_n(o, t.R * dv, 0.0f);
+  std::fill_n(w.m.data(), rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(w.l.data(), rows, 0.0f);
+  pack_queries<kBf16>(t, w.q.data());
+  const float scale_log2 =
+      static_cast<float>(static_cast<double>(t.scale) * 1.44269504088896340736);
+  const int64_t most = t.lim0 + (t.R - 1) / t.inner,
+                end = std::min(t.j1, most);  // keys that any row sees
+
+  for (int64_t j = t.j0; j < end; j += kKeyBlock) {
+    const int64_t n = std::min(kKeyBlock, end - j);
+    fetch_keys<kBf16>(t.keys, j, n, w.k.data(), key_bytes);
+    const uint8_t* keys = w.k.data();
+    if (t.keys.v)
+      pack_values<kBf16>(
+          n, t.d_v, [&](int64_t i) { return t.keys.v + key_row(t.keys, j + i) * t.keys.v_stride; },
+          w.v.data());
+    else
+      pack_values<kBf16>(
+          n, t.d_v, [&](int64_t i) { return keys + i * key_bytes; }, w.v.data());
+    const bool masked = t.lim0 < j + n;
+    for (int64_t r = 0; masked && r < rows; ++r)
+      w.visible[r] = static_cast<int32_t>(std::clamp<int64_t>(t.lim0 + r / t.inner - j, 0, n));
+
+    const int64_t kv = (n + per - 1) / per;  // panels of V are this long
+    for (int64_t p = 0; p < t.R; p += kPanel) {
+      const int64_t nv = panel_vectors(t.R, p), width = nv * kLanes,
+                    here = std::min(t.R - p, width);
+      const int64_t np =
+          std::min(n, t.lim0 + (p + here - 1) / t.inner - j);  // seen by some row of the panel
+      if (np <= 0) continue;
+      tile_fn(np, keys, key_bytes, 4, w.q.data() + p * kq, nv, kq, w.s.data(), width, nullptr);
+      softmax_panel<kBf16>(np, width, scale_log2, w.visible.data() + p, masked, w.s.data(),
+                           w.pairs.data(), w.m.data() + p, w.l.data() + p, w.alpha.data() + p);
+      const void* P = kBf16 ? static_cast<const void*>(w.pairs.data()) : w.s.data();
+      for (int64_t c = 0; c < dv; c += kPanel)
+        tile_fn(here, P, 4, 4 * width, w.v.data() + c * kv, panel_vectors(t.d_v, c),
+                (np + per - 1) / per, o + p * dv + c, dv, w.alpha.data() + p);
+    }
+  }
+  for (int64_t r = 0; r < t.R; ++r) finish_row(t, r, o + r * dv, w.m[r], w.l[r]);
+}
+
+void run(const RowsTask& t, bool native_bf16) {
+  static thread_local Scratch w;
+  if (t.R <= kSmallRows) {
+    static thread_local SmallScratch small;
+    run_small(t, small,
+              [&](int64_t r, const float* o, float m, float l) { finish_row(t, r, o, m, l); });
+  } else if (t.dtype == spec::DType::bf16) {
+    run_rows<true>(t, native_bf16 && kLanes == 16 ? rows_tile_avx512bf16 : tile_any<true>, w);
+  } else {
+    run_rows<false>(t, tile_any<false>, w);
+  }
+}
+
+void merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) {
+  const DF df;
+  static thread_local Buffer<float> sum_buffer;
+  sum_buffer.reserve_discard(t.d_v + kLanes);
+  float* sum = sum_buffer.data();
+  RowsTask whole = t;
+  whole.part_o = nullptr;
+  for (int64_t r = r0; r < r1; ++r) {
+    float m = -std::numeric_limits<float>::infinity(), l = 0;
+    for (int64_t p = 0; p < parts; ++p) m = std::max(m, t.part_m[p * t.R + r]);
+    std::fill_n(sum, t.d_v, 0.0f);
+    for (int64_t p = 0; p < parts; ++p) {
+      const float mp = t.part_m[p * t.R + r], lp = t.part_l[p * t.R + r];
+      if (lp == 0.0f) continue;
+      const float f = std::exp2(mp - m);
+      l += f * lp;
+      const float* o = t.part_o + (p * t.R + r) * t.d_v;
+      int64_t c = 0;
+      for (; c + kLanes <= t.d_v; c += kLanes)
+        hn::StoreU(hn::MulAdd(hn::Set(df, f), hn::LoadU(df, o + c), hn::LoadU(df, sum + c)), df,
+                   sum + c);
+      for (; c < t.d_v; ++c) sum[c] += f * o[c];
+    }
+    finish_row(whole, r, sum, m, l);
+  }
+}
+
+const char* target() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace
+}  // namespace v3b::kern::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace v3b::kern {
+HWY_EXPORT(run);
+HWY_EXPORT(merge);
+HWY_EXPORT(target);
+
+void rows_run(const RowsTask& t) noexcept {
+  HWY_DYNAMIC_DISPATCH(run)(t, cpu_features().avx512_bf16);
+}
+void rows_merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) noexcept {
+  HWY_DYNAMIC_DISPATCH(merge)(t, parts, r0, r1);
+}
+const char* rows_isa(bool bf16) noexcept {
+  return bf16 && cpu_features().avx512_bf16 ? "avx512_bf16" : HWY_DYNAMIC_DISPATCH(target)();
+}
+}  // namespace v3b::kern
+#endif

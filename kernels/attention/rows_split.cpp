@@ -1,0 +1,77 @@
+// Threads for rows.h: independent tasks, the long ones cut along their keys.
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/attention/rows.h"
+#include "kernels/core/buffer.h"
+
+namespace v3b::kern {
+namespace {
+constexpr int64_t kLongWork =
+    16;  // key blocks a thread from which finer cuts (for balance) cost nothing
+
+struct Piece {
+  int64_t task, j0, j1, part;  // part: its number among the task's pieces
+};
+int64_t blocks(const RowsTask& t) { return (t.j1 - t.j0 + kKeyBlock - 1) / kKeyBlock; }
+}  // namespace
+
+void rows_run_split(const RowsTask* tasks, int64_t n) noexcept {
+  const int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  int64_t all = 0;
+  for (int64_t i = 0; i < n; ++i) all += blocks(tasks[i]);
+  const int64_t pieces_a_thread = all / threads >= kLongWork ? 3 : 1;
+  const int64_t limit =
+      std::max<int64_t>(2, (all + threads * pieces_a_thread - 1) / (threads * pieces_a_thread));
+
+  std::vector<Piece> pieces;
+  std::vector<int64_t> parts(n, 1),
+      part_at(n, 0);  // pieces of a task; first float of its partial results
+  int64_t floats = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const RowsTask& t = tasks[i];
+    parts[i] = threads == 1 ? 1 : std::max<int64_t>(1, (blocks(t) + limit - 1) / limit);
+    const int64_t step = (blocks(t) + parts[i] - 1) / parts[i] * kKeyBlock;
+    for (int64_t p = 0; p < parts[i]; ++p)
+      pieces.push_back({i, t.j0 + p * step, std::min(t.j1, t.j0 + (p + 1) * step), p});
+    part_at[i] = floats;
+    if (parts[i] > 1) floats += parts[i] * t.R * (t.d_v + 2);
+  }
+  static thread_local Buffer<float> partial_buffer;
+  partial_buffer.reserve_discard(floats);
+  float* const partial = partial_buffer.data();
+  const auto with_parts = [&](int64_t i,
+                              int64_t part) {  // R rows of o for each part, then all m, then all l
+    RowsTask t = tasks[i];
+    float* base = partial + part_at[i];
+    t.part_o = base + part * t.R * t.d_v;
+    t.part_m = base + parts[i] * t.R * t.d_v + part * t.R;
+    t.part_l = base + parts[i] * t.R * (t.d_v + 1) + part * t.R;
+    return t;
+  };
+
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(dynamic)
+    for (size_t k = 0; k < pieces.size(); ++k) {
+      const Piece& p = pieces[k];
+      RowsTask t = parts[p.task] > 1 ? with_parts(p.task, p.part) : tasks[p.task];
+      t.j0 = p.j0;
+      t.j1 = p.j1;
+      rows_run(t);
+    }  // barrier: all parts are there
+    if (floats > 0) {
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < n * threads; ++i) {  // rows of a task in as many shares as threads
+        const int64_t task = i / threads, share = i % threads, R = tasks[task].R;
+        if (parts[task] > 1)
+          rows_merge(with_parts(task, 0), parts[task], R * share / threads,
+                     R * (share + 1) / threads);
+      }
+    }
+  }
+}
+
+}  // namespace v3b::kern

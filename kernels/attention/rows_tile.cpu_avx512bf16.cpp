@@ -1,0 +1,77 @@
+// The register tile of rows.h for AVX512_BF16: VDPBF16PS with the broadcast operand from memory, 24
+// accumulators. Everything but the entry point has internal linkage (DESIGN 1, rule 6).
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/attention/rows.h"
+
+namespace v3b::kern {
+namespace {
+
+template <int MR, int NR>
+inline __attribute__((always_inline)) void tile(const char* a, int64_t a_m, int64_t a_k,
+                                                const char* b, int64_t K, float* c, int64_t ldc,
+                                                const float* c_scale) {
+  __m512 acc[MR][NR];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n)
+      acc[m][n] =
+          c_scale ? _mm512_mul_ps(_mm512_set1_ps(c_scale[m]), _mm512_loadu_ps(c + m * ldc + 16 * n))
+                  : _mm512_setzero_ps();
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    __m512bh vb[NR];
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) vb[n] = (__m512bh)_mm512_loadu_si512(b + 64 * n);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      int32_t pair;
+      std::memcpy(&pair, a + m * a_m, 4);
+      const __m512bh va = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+      for (int n = 0; n < NR; ++n) acc[m][n] = _mm512_dpbf16_ps(acc[m][n], va, vb[n]);
+    }
+    a += a_k;
+    b += 64 * NR;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < NR; ++n) _mm512_storeu_ps(c + m * ldc + 16 * n, acc[m][n]);
+  }
+}
+
+template <int MR, int NR>
+void panel(int64_t M, const char* a, int64_t a_m, int64_t a_k, const char* b, int64_t K, float* c,
+           int64_t ldc, const float* cs) {
+  int64_t m = 0;
+  const auto at = [&](int64_t i) { return a + i * a_m; };
+  const auto scale_at = [&](int64_t i) { return cs ? cs + i : nullptr; };
+  for (; m + MR <= M; m += MR) tile<MR, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m));
+  for (; m + 4 <= M; m += 4) tile<4, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m));
+  for (; m + 2 <= M; m += 2) tile<2, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m));
+  for (; m < M; ++m) tile<1, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m));
+}
+}  // namespace
+
+void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, const void* b,
+                          int64_t nv, int64_t K, float* c, int64_t ldc, const float* cs) noexcept {
+  const char* pa = static_cast<const char*>(a);
+  const char* pb = static_cast<const char*>(b);
+  switch (nv) {
+    case 1:
+      return panel<16, 1>(M, pa, a_m, a_k, pb, K, c, ldc, cs);
+    case 2:
+      return panel<12, 2>(M, pa, a_m, a_k, pb, K, c, ldc, cs);
+    case 3:
+      return panel<8, 3>(M, pa, a_m, a_k, pb, K, c, ldc, cs);
+    default:
+      return panel<6, 4>(M, pa, a_m, a_k, pb, K, c, ldc, cs);
+  }
+}
+
+}  // namespace v3b::kern
