@@ -48,7 +48,7 @@ struct Entry {
   dnnl::memory a, b, c;
   dnnl::memory scratch;
   int64_t scratch_bytes = 0;
-  bool via_f32 = false;  // this instruction set has no bf16 matmul: widen the operands first
+  bool via_f32 = false;  // oneDNN has nothing for these types here: through fp32 copies
 };
 
 // Old shapes are dropped wholesale when the table is full: an endless stream of new shapes must not
@@ -124,7 +124,7 @@ std::unique_ptr<Entry> make_entry(const GemmArgs& g, const Key& key) {
   if (pd) e->prim = dnnl::matmul(pd);
   if (before != key.threads) omp_set_num_threads(before);
   if (!pd) {
-    if (g.ab_type != DType::bf16) die(g, "no implementation");
+    if (g.ab_type == DType::f32 && g.c_type == DType::f32) die(g, "no implementation");
     e->via_f32 = true;
     return e;
   }
@@ -166,6 +166,10 @@ void run(ThreadCache& tc, Entry& e, const GemmArgs& g) {
   }
 }
 
+void* at(const void* p, int64_t elements, DType t) {
+  return const_cast<uint8_t*>(static_cast<const uint8_t*>(p)) + elements * spec::dtype_bytes(t);
+}
+
 void run_via_f32(ThreadCache& tc, const GemmArgs& g, int64_t count, int64_t sa, int64_t sb,
                  int64_t sc);
 
@@ -194,33 +198,36 @@ void run_any(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t s
   run(tc, e, g);
 }
 
+// bf16 operands are widened to fp32 (dense copies), fp32 ones are used as they are; a bf16 C is
+// rounded from an fp32 one.
 void run_via_f32(ThreadCache& tc, const GemmArgs& g, int64_t count, int64_t sa, int64_t sb,
                  int64_t sc) {
-  const auto* a = static_cast<const spec::bf16*>(g.a);
-  const auto* b = static_cast<const spec::bf16*>(g.b);
   const int64_t ar = g.trans_a ? g.K : g.M, ac = g.trans_a ? g.M : g.K;
   const int64_t br = g.trans_b ? g.N : g.K, bc = g.trans_b ? g.K : g.N;
+  const auto widen = [](const void* p, int64_t rows, int64_t cols, int64_t ld, Buffer<float>& out) {
+    out.reserve_discard(rows * cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      convert_bf16_to_f32(static_cast<const spec::bf16*>(p) + r * ld, out.data() + r * cols, cols);
+    }
+    return out.data();
+  };
   for (int64_t i = 0; i < count; ++i) {
-    tc.wide_a.reserve_discard(ar * ac);
-    tc.wide_b.reserve_discard(br * bc);
-    for (int64_t r = 0; r < ar; ++r) {
-      convert_bf16_to_f32(a + i * sa + r * g.lda, tc.wide_a.data() + r * ac, ac);
-    }
-    for (int64_t r = 0; r < br; ++r) {
-      convert_bf16_to_f32(b + i * sb + r * g.ldb, tc.wide_b.data() + r * bc, bc);
-    }
     GemmArgs w = g;
-    w.a = tc.wide_a.data(), w.lda = ac, w.b = tc.wide_b.data(), w.ldb = bc;
-    w.ab_type = DType::f32;
+    w.a = at(g.a, i * sa, g.ab_type), w.b = at(g.b, i * sb, g.ab_type),
+    w.c = at(g.c, i * sc, g.c_type);
+    if (g.ab_type == DType::bf16) {
+      w.a = widen(w.a, ar, ac, g.lda, tc.wide_a), w.lda = ac;
+      w.b = widen(w.b, br, bc, g.ldb, tc.wide_b), w.ldb = bc;
+      w.ab_type = DType::f32;
+    }
     if (g.c_type == DType::f32) {
-      w.c = static_cast<float*>(g.c) + i * sc;
       run_any(w, 1, 0, 0, 0);
       continue;
     }
+    auto* c = static_cast<spec::bf16*>(w.c);
     tc.wide_c.reserve_discard(g.M * g.N);
     w.c = tc.wide_c.data(), w.ldc = g.N, w.c_type = DType::f32;
     run_any(w, 1, 0, 0, 0);
-    auto* c = static_cast<spec::bf16*>(g.c) + i * sc;
     for (int64_t r = 0; r < g.M; ++r) {
       convert_f32_to_bf16(tc.wide_c.data() + r * g.N, c + r * g.ldc, g.N);
     }
@@ -235,10 +242,6 @@ constexpr int64_t kGrain = 16, kExactTo = 64;
 constexpr double kExactFromFlop = 1e9;  // >= 2.5 ms: a new primitive costs little beside that
 
 int64_t cut(int64_t n) { return n <= kExactTo || n % kGrain == 0 ? n : n / kGrain * kGrain; }
-
-void* at(const void* p, int64_t elements, DType t) {
-  return const_cast<uint8_t*>(static_cast<const uint8_t*>(p)) + elements * spec::dtype_bytes(t);
-}
 
 void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc) {
   const double flop = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) *
