@@ -1,5 +1,5 @@
-// MoE kernels of the CPU backend: routing, grouped experts. FLOPs of experts 6*d*m a row, least bytes: the chosen
-// experts' weights once plus 2*T*d*e (fused gather). SPEC 1.12-1.14.
+// MoE kernels of the CPU backend: routing, grouped experts. FLOPs of experts 6*d*m a row, least
+// bytes: the chosen experts' weights once plus 2*T*d*e (fused gather). SPEC 1.12-1.14.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -25,9 +25,11 @@ class MoeScratch {
   std::unique_ptr<Impl> impl_;
 };
 
-// f32: fp32 arithmetic. bf16: bf16 GEMM inputs, fp32 accumulation, SwiGLU in fp32, hidden rounded to bf16 before
-// the down projection, combine in fp32, one rounding of y. FP8 weights stay FP8 in memory.
+// f32: fp32 arithmetic. bf16: bf16 GEMM inputs, fp32 accumulation, SwiGLU in fp32, hidden rounded
+// to bf16 before the down projection, combine in fp32, one rounding of y. FP8 weights stay FP8 in
+// memory.
 void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) noexcept;
+const char* moe_experts_cpu_simd_isa() noexcept;
 // Composition of library calls: gather, oneDNN per expert, SwiGLU loop, scatter (baseline; no FP8).
 void moe_experts_cpu_onednn(const spec::MoeExpertsArgs& a, MoeScratch& scratch) noexcept;
 

@@ -1,5 +1,6 @@
-// Experts composed of library products: gather, gate and up, SwiGLU, down, weighted scatter, expert by expert.
-// The baseline that a user would write; every expert's GEMM uses all threads, so few rows leave them idle.
+// Experts composed of library products: gather, gate and up, SwiGLU, down, weighted scatter, expert
+// by expert. The baseline that a user would write; every expert's GEMM uses all threads, so few
+// rows leave them idle.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,13 +15,21 @@ namespace {
 
 float silu(float a) { return a / (1.0f + std::exp(-a)); }
 
-void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows, int64_t m, const void* x,
-         MoeScratch::Impl& s, float* out) {
-  s.gate.resize(rows * m);
-  s.up.resize(rows * m);
-  s.hidden.resize(rows * m * spec::dtype_bytes(a.x_dtype));
-  GemmArgs g{.M = rows, .N = m, .K = a.d, .a = x, .lda = a.d, .b = w.gate, .ldb = a.d, .c = s.gate.data(),
-             .ldc = m, .ab_type = a.x_dtype};
+void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows, int64_t m,
+         const void* x, MoeScratch::Impl& s, float* out) {
+  s.gate.reserve_discard(rows * m);
+  s.up.reserve_discard(rows * m);
+  s.hidden.reserve_discard(rows * m * spec::dtype_bytes(a.x_dtype));
+  GemmArgs g{.M = rows,
+             .N = m,
+             .K = a.d,
+             .a = x,
+             .lda = a.d,
+             .b = w.gate,
+             .ldb = a.d,
+             .c = s.gate.data(),
+             .ldc = m,
+             .ab_type = a.x_dtype};
   gemm(g);
   g.b = w.up;
   g.c = s.up.data();
@@ -33,7 +42,15 @@ void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows
     else
       reinterpret_cast<float*>(s.hidden.data())[i] = h;
   }
-  gemm({.M = rows, .N = a.d, .K = m, .a = s.hidden.data(), .lda = m, .b = w.down, .ldb = m, .c = out, .ldc = a.d,
+  gemm({.M = rows,
+        .N = a.d,
+        .K = m,
+        .a = s.hidden.data(),
+        .lda = m,
+        .b = w.down,
+        .ldb = m,
+        .c = out,
+        .ldc = a.d,
         .ab_type = a.x_dtype});
 }
 
@@ -43,12 +60,13 @@ void moe_experts_cpu_onednn(const spec::MoeExpertsArgs& a, MoeScratch& scratch) 
   MoeScratch::Impl& s = *scratch.impl();
   const int64_t row_bytes = a.d * spec::dtype_bytes(a.x_dtype);
   s.plan(a.T, a.K, a.E, a.idx);
-  s.sum.assign(static_cast<size_t>(a.T * a.d), 0.0f);
+  s.sum.reserve_discard(a.T * a.d);
+  std::fill(s.sum.data(), s.sum.data() + a.T * a.d, 0.0f);
   for (int64_t e = 0; e < a.E; ++e) {
     const int64_t first = s.offsets[e], rows = s.offsets[e + 1] - first;
     if (rows == 0) continue;
-    s.gathered.resize(rows * row_bytes);
-    s.out.resize(rows * a.d);
+    s.gathered.reserve_discard(rows * row_bytes);
+    s.out.reserve_discard(rows * a.d);
     for (int64_t i = 0; i < rows; ++i)
       std::memcpy(s.gathered.data() + i * row_bytes,
                   static_cast<const char*>(a.x) + s.slot[first + i] / a.K * row_bytes, row_bytes);
@@ -62,7 +80,7 @@ void moe_experts_cpu_onednn(const spec::MoeExpertsArgs& a, MoeScratch& scratch) 
     }
   }
   if (a.shared_m > 0) {
-    s.out.resize(a.T * a.d);
+    s.out.reserve_discard(a.T * a.d);
     ffn(a, a.shared, a.T, a.shared_m, a.x, s, s.out.data());
     for (int64_t i = 0; i < a.T * a.d; ++i) s.sum[i] += s.out[i];
   }

@@ -1,6 +1,7 @@
-// Router selection on the CPU. Cost a token: E exponentials, one pass for group sums, K selections over E/G*M
-// candidates; at E=256 about 256*(exp ~10 cycles/8 lanes) + K*128/8 compares ~ 1.5k cycles. Nothing here is bound by
-// memory (1 KiB of logits a token), so the lanes are the roof; rows are independent and go to threads.
+// Router selection on the CPU. Cost a token: E exponentials, one pass for group sums, K selections
+// over E/G*M candidates; at E=256 about 256*(exp ~10 cycles/8 lanes) + K*128/8 compares ~ 1.5k
+// cycles. Nothing here is bound by memory (1 KiB of logits a token), so the lanes are the roof;
+// rows are independent and go to threads.
 #include <cmath>
 #include <limits>
 
@@ -9,7 +10,8 @@
 namespace v3b::kern {
 namespace {
 
-constexpr int64_t kMaxExperts = 1024;  // stack rows; larger configurations are refused by config validation
+constexpr int64_t kMaxExperts =
+    1024;  // stack rows; larger configurations are refused by config validation
 constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 
 void scores_of_row(const spec::RouterConfig& c, const float* z, float* s) {
@@ -31,8 +33,8 @@ int64_t argmax(const float* v, int64_t n) {
   return best;
 }
 
-void route_row(const spec::RouterConfig& c, const float* z, const float* bias, int32_t* idx, float* weight,
-               float* scores_out) {
+void route_row(const spec::RouterConfig& c, const float* z, const float* bias, int32_t* idx,
+               float* weight, float* scores_out) {
   float s[kMaxExperts], b[kMaxExperts], group[kMaxExperts];
   scores_of_row(c, z, s);
   for (int64_t e = 0; e < c.E; ++e) b[e] = bias ? s[e] + bias[e] : s[e];

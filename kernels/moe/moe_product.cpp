@@ -1,0 +1,74 @@
+#include "kernels/moe/moe_product.h"
+
+#include <algorithm>
+
+#include "kernels/gemm/fp8.h"
+#include "kernels/gemm/gemm.h"
+
+namespace v3b::kern {
+namespace {
+using spec::DType;
+constexpr int64_t kWidenRows = 16;  // weight rows widened at a time
+constexpr int64_t kFp8GemvRows =
+    12;  // beyond, packing once is cheaper than widening once per six rows
+
+const uint8_t* at(const void* p, int64_t elements, DType t) {
+  return static_cast<const uint8_t*>(p) + elements * spec::dtype_bytes(t);
+}
+}  // namespace
+
+MoePath moe_path(DType x, DType w) noexcept {
+  if (x == w) return MoePath::same;
+  if (x == DType::bf16 && w == DType::f8e4m3 && fp8_gemm_avx512bf16_supported())
+    return MoePath::fp8;
+  return MoePath::widen;
+}
+
+int64_t MoeProduct::scratch_bytes(int64_t max_k) const {
+  if (path == MoePath::fp8) return kFp8TileScratchBytes;
+  return path == MoePath::widen ? (kWidenRows * max_k * 4 + 63) / 64 * 64 : 0;
+}
+
+void MoeProduct::run(int64_t rows, int64_t k, const void* a, const void* w, const float* scale,
+                     int64_t n0, int64_t n1, float* c, void* scratch) const noexcept {
+  const int64_t n = n1 - n0, blocks = (k + 127) / 128;
+  const uint8_t* b = at(w, n0 * k, w_dtype);
+  const float* s = scale == nullptr ? nullptr : scale + n0 / 128 * blocks;
+  GemmArgs g{.M = rows,
+             .N = n,
+             .K = k,
+             .a = a,
+             .lda = k,
+             .b = b,
+             .ldb = k,
+             .c = c,
+             .ldc = n,
+             .ab_type = x_dtype};
+  if (path == MoePath::same) return gemm(g);
+  if (path == MoePath::fp8) {
+    const spec::Fp8GemmArgs f{
+        rows, n, k, nullptr, ones, reinterpret_cast<const spec::f8e4m3*>(b), s, DType::f32, c};
+    const auto* rows_bf16 = static_cast<const spec::bf16*>(a);
+    if (rows <= kFp8GemvRows) return fp8_gemv_avx512bf16(f, rows_bf16, blocks * 128, 0, n);
+    for (int64_t j = 0; j < n; j += kFp8TileN)
+      fp8_tile_avx512bf16(f, rows_bf16, blocks * 128, j, 0, rows, scratch);
+    return;
+  }
+  auto* wide = static_cast<float*>(scratch);
+  g.ab_type = DType::f32;
+  g.b = wide;
+  for (int64_t j = 0; j < n; j += kWidenRows) {
+    g.N = std::min(kWidenRows, n - j);
+    g.c = c + j;
+    const uint8_t* from = at(b, j * k, w_dtype);
+    if (w_dtype == DType::f8e4m3)
+      fp8_dequant_weight(g.N, k, reinterpret_cast<const spec::f8e4m3*>(from), s, DType::f32, wide);
+    else if (w_dtype == DType::bf16)
+      convert_bf16_to_f32(reinterpret_cast<const spec::bf16*>(from), wide, g.N * k);
+    else
+      g.b = from;  // f32 weights, bf16 x
+    gemm(g);
+  }
+}
+
+}  // namespace v3b::kern
