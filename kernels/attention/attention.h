@@ -22,6 +22,8 @@ void mla_decode_cpu_simd(const spec::MlaDecodeArgs& a) noexcept;
 
 // Bytes only: (d_c + d_r) e in, one row out; FP8 records take a division an element.
 void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept;
+// One cache row in, (d_c + d_r) e out.
+void mla_cache_gather_cpu_simd(const spec::MlaCacheGatherArgs& a) noexcept;
 
 const char* attention_cpu_simd_isa(spec::DType dtype) noexcept;  // what runs here
 

@@ -224,6 +224,14 @@ void merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) {
   }
 }
 
+void fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, uint8_t* dst,
+           int64_t row_bytes) {
+  if (dtype == spec::DType::bf16)
+    fetch_keys<true>(s, j, n, dst, row_bytes);
+  else
+    fetch_keys<false>(s, j, n, dst, row_bytes);
+}
+
 const char* target() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace
@@ -234,10 +242,15 @@ HWY_AFTER_NAMESPACE();
 namespace v3b::kern {
 HWY_EXPORT(run);
 HWY_EXPORT(merge);
+HWY_EXPORT(fetch);
 HWY_EXPORT(target);
 
 void rows_run(const RowsTask& t) noexcept {
   HWY_DYNAMIC_DISPATCH(run)(t, cpu_features().avx512_bf16);
+}
+void rows_fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, void* dst,
+                int64_t row_bytes) noexcept {
+  HWY_DYNAMIC_DISPATCH(fetch)(s, j, n, dtype, static_cast<uint8_t*>(dst), row_bytes);
 }
 void rows_merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) noexcept {
   HWY_DYNAMIC_DISPATCH(merge)(t, parts, r0, r1);

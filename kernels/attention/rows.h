@@ -61,6 +61,9 @@ void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, co
                           int64_t nv, int64_t K, float* c, int64_t ldc,
                           const float* c_scale) noexcept;  // 16 lanes of bf16 pairs
 
+// Keys [j, j + n) as elements of dtype, rows at row_bytes.
+void rows_fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, void* dst,
+                int64_t row_bytes) noexcept;
 // Runs one task on the calling thread (scratch is the thread's own).
 void rows_run(const RowsTask& t) noexcept;
 // parts results at part_o + p * R * d_v etc. (contiguous) -> o, lse of `t`, for rows [r0, r1).

@@ -83,6 +83,17 @@ struct MlaCacheWriteArgs {
   void* cache;           // rows of mla_cache_row_bytes
 };
 
+// Rows [0, s) of one sequence out of a paged latent cache, in order, as elements of dtype (records
+// are dequantised and rounded to bf16 as the attention does).
+struct MlaCacheGatherArgs {
+  int64_t s, d_c, d_r, page;
+  DType dtype;  // of out and of a bf16/f32 cache
+  KvFormat kv_format;
+  const int32_t* block_table;  // [ceil(s / page)] of this sequence
+  const void* cache;
+  void* out;  // [s, d_c + d_r]
+};
+
 // Bytes of one cache row. fp8: d_c codes, d_c/128 (rounded up) fp32 scales, d_r bf16 (SPEC 1.9).
 V3B_HD constexpr int64_t mla_cache_row_bytes(KvFormat f, DType dtype, int64_t d_c, int64_t d_r) {
   return f == KvFormat::bf16 ? (d_c + d_r) * dtype_bytes(dtype)
