@@ -163,13 +163,14 @@ class RefBackend final : public model::Backend {
   }
 
  private:
+  int64_t room() const {
+    return options_.max_context > 0 ? options_.max_context : cfg_.max_position_embeddings;
+  }
   void check_room(int64_t length, int64_t T) const {
-    const int64_t room =
-        options_.max_context > 0 ? options_.max_context : cfg_.max_position_embeddings;
     if (T < 1) throw Error(ExitCode::usage, "a forward pass needs at least one token", name());
-    if (length > room)
+    if (length > room())
       throw Error(ExitCode::usage, "context too long", name(),
-                  "at most " + std::to_string(room) + " tokens", std::to_string(length));
+                  "at most " + std::to_string(room()) + " tokens", std::to_string(length));
   }
 
   Matrix<S> norm(const Matrix<S>& x, const std::vector<S>& w, double eps) const {
@@ -206,7 +207,9 @@ class RefBackend final : public model::Backend {
                      cfg_.v_head_dim, cfg_.kv_lora_rank};
     const int64_t T = x.rows(), s = s0 + T, half = m.d_r / 2;
     const spec::RopeForm form = spec::rope_form(options_.flags.rope_layout, cfg_.rope_interleave);
-    const model::RopeFreqs freqs = model::rope_freqs(cfg_, options_.flags, s);
+    const bool dynamic =
+        cfg_.rope_scaling.type == model::RopeType::dynamic || cfg_.rope_scaling.dynamic;
+    const model::RopeFreqs freqs = model::rope_freqs(cfg_, options_.flags, dynamic ? s : room());
     std::vector<S> cos(static_cast<size_t>(s * half)), sin(cos.size());
     rope_table<S>(freqs, 0, s, cos.data(), sin.data());
 

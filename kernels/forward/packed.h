@@ -1,0 +1,53 @@
+// A model's weights as the CPU backend reads them: contiguous, aligned, in the compute dtype; norms
+// and router f32.
+#pragma once
+#include <vector>
+
+#include "kernels/core/buffer.h"
+#include "model/weights.h"
+#include "reference/spec/moe_experts.h"
+
+namespace v3b::kern {
+
+struct Linear {  // [out, in] row-major
+  int64_t out = 0, in = 0;
+  Buffer<uint8_t> data;
+};
+
+struct PackedLayer {
+  Buffer<float> input_norm, post_norm, q_a_norm, kv_a_norm;
+  Linear a_proj;  // [d_q + d_c + d_r, d]: q_a then kv_a; without q_lora: q in place of q_a
+  Linear q_b;     // [n_h d_qk, d_q]; empty without q_lora
+  Linear kv_b;    // [n_h (d_n + d_v), d_c]
+  Linear uk_t;    // [n_h, d_c, d_n]: W_UK of each head transposed, for absorption
+  Linear o_proj;  // [d, n_h d_v]
+  bool is_moe = false;
+  Linear gate_up, down;     // dense layers: [2f, d] gate then up; [d, f]
+  Buffer<float> router;     // [E, d] f32
+  Linear router_bf16;       // only under router_dtype=bf16
+  Buffer<float> bias;       // [E] or empty
+  Buffer<uint8_t> experts;  // gate, up, down of every expert, then the shared expert
+  std::vector<spec::FfnPointers> expert_ptrs;
+  spec::FfnPointers shared_ptrs{};
+};
+
+struct PackedMtp {
+  Buffer<float> enorm, hnorm, norm;
+  Linear eh_proj;  // [d, 2d]
+  PackedLayer layer;
+  Linear own_embed, own_head;  // empty: shared with the main model
+};
+
+struct PackedModel {
+  spec::DType dtype = spec::DType::bf16;
+  Linear embed;  // [V, d]
+  Linear head;   // [V, d]; empty: tied to embed
+  Buffer<float> norm;
+  std::vector<PackedLayer> layers;
+  std::vector<PackedMtp> mtp;
+  const Linear& head_or_embed() const { return head.out > 0 ? head : embed; }
+};
+
+PackedModel pack_model(const model::ModelWeights& w, spec::DType dtype, bool router_bf16);
+
+}  // namespace v3b::kern
