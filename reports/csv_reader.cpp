@@ -26,7 +26,8 @@ std::vector<std::string> split(char* line, const std::string& where) {
       fields.emplace_back(begin, end);
     }
   } catch (const io::error::escaped_string_not_closed&) {
-    throw Error(ExitCode::bad_input, "quotation mark", where, "a closing \"", "the end of the line");
+    throw Error(ExitCode::bad_input, "quotation mark", where, "a closing \"",
+                "the end of the line");
   }
   return fields;
 }
@@ -44,7 +45,8 @@ void check_header(CsvTable& t, const CsvReadOptions& o) {
                   "'" + t.header[i] + "' twice");
   for (const auto& c : o.required)
     if (!t.has_column(c))
-      throw Error(ExitCode::bad_input, "missing column", t.path + ", line 1", "'" + c + "'", joined(t.header));
+      throw Error(ExitCode::bad_input, "missing column", t.path + ", line 1", "'" + c + "'",
+                  joined(t.header));
   if (o.known.empty()) return;
   for (const auto& c : t.header)
     if (std::find(o.known.begin(), o.known.end(), c) == o.known.end())
@@ -63,9 +65,11 @@ CsvTable read_csv(const std::string& path, const CsvReadOptions& options) {
   buffer << in.rdbuf();
   if (!in) throw Error(ExitCode::not_found, "cannot read", path);
   std::string text = buffer.str();
-  if (text.empty()) throw Error(ExitCode::bad_input, "header", path, "a header line", "an empty file");
+  if (text.empty())
+    throw Error(ExitCode::bad_input, "header", path, "a header line", "an empty file");
   if (const size_t nul = text.find('\0'); nul != std::string::npos)
-    throw Error(ExitCode::bad_input, "text", path + ", byte " + std::to_string(nul), "CSV", "a zero byte");
+    throw Error(ExitCode::bad_input, "text", path + ", byte " + std::to_string(nul), "CSV",
+                "a zero byte");
   if (options.drop_torn_last_line && text.back() != '\n') text.resize(text.rfind('\n') + 1);
 
   CsvTable t;

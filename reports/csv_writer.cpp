@@ -47,8 +47,10 @@ std::string format_number(int64_t v) { return to_text(v); }
 
 Record& Record::set(std::string_view column, std::string_view text) {
   const auto it = fields_.find(column);
-  if (it != fields_.end()) it->second = text;
-  else fields_.emplace(column, text);
+  if (it != fields_.end())
+    it->second = text;
+  else
+    fields_.emplace(column, text);
   return *this;
 }
 
@@ -115,7 +117,8 @@ void CsvWriter::append(const std::string& text) {
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) {
       const int error = n < 0 ? errno : ENOSPC;
-      if (::ftruncate(fd_, offset_) != 0) {}  // keep whole rows only; the error below is the one to report
+      if (::ftruncate(fd_, offset_) != 0) {
+      }  // keep whole rows only; the error below is the one to report
       (void)::lseek(fd_, offset_, SEEK_SET);
       fail("cannot write row " + std::to_string(rows_ + 1), path_, error);
     }

@@ -46,8 +46,8 @@ Identity identity(const std::string& device) {
 }
 
 const std::vector<std::string>& identity_columns() {
-  static const std::vector<std::string> columns = {"schema_version", "run_id", "utc_time", "commit",
-                                                   "dirty",          "machine", "device"};
+  static const std::vector<std::string> columns = {
+      "schema_version", "run_id", "utc_time", "commit", "dirty", "machine", "device"};
   return columns;
 }
 

@@ -29,7 +29,9 @@ std::string first_line(const std::string& path) {
 int64_t cache_bytes(int level) {
   for (int i = 0; i < 8; ++i) {
     const std::string dir = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i) + "/";
-    if (first_line(dir + "level") != std::to_string(level) || first_line(dir + "type") == "Instruction") continue;
+    if (first_line(dir + "level") != std::to_string(level) ||
+        first_line(dir + "type") == "Instruction")
+      continue;
     std::istringstream in(first_line(dir + "size"));
     int64_t n = 0;
     char unit = ' ';
@@ -41,9 +43,9 @@ int64_t cache_bytes(int level) {
 
 void read_cpuinfo(MachineCard& c) {
   static const std::set<std::string> interesting = {
-      "avx",         "avx2",        "fma",        "f16c",        "avx512f",     "avx512bw",  "avx512dq",
-      "avx512vl",    "avx512cd",    "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_tile", "amx_bf16",
-      "amx_int8",    "avx_vnni",    "avx512_vbmi", "avx512_vbmi2"};
+      "avx",      "avx2",     "fma",      "f16c",        "avx512f",     "avx512bw",
+      "avx512dq", "avx512vl", "avx512cd", "avx512_bf16", "avx512_vnni", "avx512_fp16",
+      "amx_tile", "amx_bf16", "amx_int8", "avx_vnni",    "avx512_vbmi", "avx512_vbmi2"};
   std::ifstream in("/proc/cpuinfo");
   std::string line, family, model, stepping;
   std::set<std::string> packages, cores;
@@ -122,23 +124,40 @@ void ensure_output_dir(const std::string& dir) {
                 ec ? ec.message() : "a file");
   const std::string probe = dir + "/.v3bench-probe." + std::to_string(getpid());
   const int fd = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) throw Error(ExitCode::cannot_write, "output folder", dir, "a writable folder", std::strerror(errno));
+  if (fd < 0)
+    throw Error(ExitCode::cannot_write, "output folder", dir, "a writable folder",
+                std::strerror(errno));
   ::close(fd);
   ::unlink(probe.c_str());
 }
 
 void write_machine_json(const std::string& dir) {
   const MachineCard& c = machine_card();
-  nlohmann::ordered_json j = {
-      {"machine", c.id},         {"cpu_model", c.cpu_model},   {"microarch", c.microarch},
-      {"isa", c.isa},            {"sockets", c.sockets},       {"cores", c.cores},
-      {"logical", c.logical},    {"usable", c.usable},         {"l1d_bytes", c.l1d_bytes},
-      {"l2_bytes", c.l2_bytes},  {"l3_bytes", c.l3_bytes},     {"memory_bytes", c.memory_bytes},
-      {"hypervisor", c.hypervisor}, {"governor", c.governor},  {"os", c.os},
-      {"kernel", c.kernel},      {"huge_pages", c.huge_pages}, {"compiler", c.compiler},
-      {"build_type", c.build_type}, {"flags", c.flags},        {"libraries", c.libraries},
-      {"peaks", c.peaks},        {"gpu", c.gpu}};
-  const std::string path = dir + "/machine.json", temporary = path + ".tmp." + std::to_string(getpid());
+  nlohmann::ordered_json j = {{"machine", c.id},
+                              {"cpu_model", c.cpu_model},
+                              {"microarch", c.microarch},
+                              {"isa", c.isa},
+                              {"sockets", c.sockets},
+                              {"cores", c.cores},
+                              {"logical", c.logical},
+                              {"usable", c.usable},
+                              {"l1d_bytes", c.l1d_bytes},
+                              {"l2_bytes", c.l2_bytes},
+                              {"l3_bytes", c.l3_bytes},
+                              {"memory_bytes", c.memory_bytes},
+                              {"hypervisor", c.hypervisor},
+                              {"governor", c.governor},
+                              {"os", c.os},
+                              {"kernel", c.kernel},
+                              {"huge_pages", c.huge_pages},
+                              {"compiler", c.compiler},
+                              {"build_type", c.build_type},
+                              {"flags", c.flags},
+                              {"libraries", c.libraries},
+                              {"peaks", c.peaks},
+                              {"gpu", c.gpu}};
+  const std::string path = dir + "/machine.json",
+                    temporary = path + ".tmp." + std::to_string(getpid());
   std::ofstream out(temporary, std::ios::binary);
   out << j.dump(2) << '\n';
   out.close();

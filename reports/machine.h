@@ -8,7 +8,7 @@
 namespace v3b::rep {
 
 struct MachineCard {
-  std::string id;                    // short hash of what does not change between two runs (see machine.cpp)
+  std::string id;  // short hash of what does not change between two runs (see machine.cpp)
   std::string cpu_model, microarch;  // brand string; family/model/stepping
   std::vector<std::string> isa;      // the vector extensions that the kernel reports
   int sockets = 0, cores = 0, logical = 0, usable = 0;  // usable: this process's affinity
@@ -17,8 +17,9 @@ struct MachineCard {
   std::string hypervisor, governor, os, kernel, huge_pages;
   std::string compiler, build_type, flags;
   std::map<std::string, std::string> libraries;  // name -> version, added by who links them
-  std::map<std::string, double> peaks;           // measured in this run, SI units in the name (read_gb_s, ...)
-  std::map<std::string, std::string> gpu;        // name, driver, ...; empty without one
+  std::map<std::string, double>
+      peaks;  // measured in this run, SI units in the name (read_gb_s, ...)
+  std::map<std::string, std::string> gpu;  // name, driver, ...; empty without one
 };
 
 // Collected once; libraries, peaks and gpu are added to it later by whoever knows them.

@@ -4,16 +4,17 @@ namespace v3b::rep {
 
 const std::vector<std::string>& bench_columns() {
   static const std::vector<std::string> columns = with_identity(
-      {"op",          "impl",           "resolved_isa", "case",        "params",      "dtype",  "status",
-       "reason",      "max_abs_err",    "max_rel_err",  "rel_fro_err", "err_over_bound", "worst_index",
-       "route_flips", "cache_state",    "samples",      "stop_reason", "min_us",      "q1_us",  "median_us",
-       "q3_us",       "stdrel_pct",     "flop",         "bytes",       "gflop_s",     "gb_s",   "roof",
-       "pct_of_roof", "repro"});
+      {"op",          "impl",        "resolved_isa", "case",        "params",      "dtype",
+       "status",      "reason",      "max_abs_err",  "max_rel_err", "rel_fro_err", "err_over_bound",
+       "worst_index", "route_flips", "cache_state",  "samples",     "stop_reason", "min_us",
+       "q1_us",       "median_us",   "q3_us",        "stdrel_pct",  "flop",        "bytes",
+       "gflop_s",     "gb_s",        "roof",         "pct_of_roof", "repro"});
   return columns;
 }
 
 const std::vector<std::string>& bench_key_columns() {
-  static const std::vector<std::string> columns = {"op", "impl", "case", "dtype", "cache_state", "device"};
+  static const std::vector<std::string> columns = {"op",    "impl",        "case",
+                                                   "dtype", "cache_state", "device"};
   return columns;
 }
 
@@ -23,7 +24,9 @@ Record Row::record(const Identity& id) const {
   r.set("op", op).set("impl", impl).set("resolved_isa", resolved_isa).set("case", case_text);
   r.set("params", params).set("dtype", dtype).set("status", status).set("reason", reason);
   r.set("max_abs_err", max_abs_err).set("max_rel_err", max_rel_err).set("rel_fro_err", rel_fro_err);
-  r.set("err_over_bound", err_over_bound).set("worst_index", worst_index).set("route_flips", route_flips);
+  r.set("err_over_bound", err_over_bound)
+      .set("worst_index", worst_index)
+      .set("route_flips", route_flips);
   r.set("cache_state", cache_state).set("samples", samples).set("stop_reason", stop_reason);
   r.set("min_us", min_us).set("q1_us", q1_us).set("median_us", median_us).set("q3_us", q3_us);
   r.set("stdrel_pct", stdrel_pct).set("flop", flop).set("bytes", bytes).set("gflop_s", gflop_s);
@@ -33,7 +36,8 @@ Record Row::record(const Identity& id) const {
 
 std::vector<BenchRow> read_bench_csv(const std::string& path, std::vector<std::string>* warnings) {
   std::vector<std::string> required = bench_key_columns();
-  for (const char* c : {"machine", "status", "q1_us", "median_us", "q3_us"}) required.emplace_back(c);
+  for (const char* c : {"machine", "status", "q1_us", "median_us", "q3_us"})
+    required.emplace_back(c);
   const CsvTable t = read_csv(path, {.required = required, .known = bench_columns()});
   if (warnings != nullptr) *warnings = t.warnings;
   std::vector<BenchRow> rows;

@@ -14,14 +14,14 @@ struct Row {
   std::string op, impl, resolved_isa, case_text, params, dtype;
   std::string status, reason;
   std::optional<double> max_abs_err, max_rel_err, rel_fro_err, err_over_bound;
-  std::string worst_index;               // "y[12]"
+  std::string worst_index;  // "y[12]"
   std::optional<int64_t> route_flips;
-  std::string cache_state;               // hot | cold
+  std::string cache_state;  // hot | cold
   std::optional<int64_t> samples;
   std::string stop_reason;
   std::optional<double> min_us, q1_us, median_us, q3_us, stdrel_pct;
   std::optional<double> flop, bytes, gflop_s, gb_s;
-  std::string roof;                      // what binds: read | f32 | bf16 | ...
+  std::string roof;  // what binds: read | f32 | bf16 | ...
   std::optional<double> pct_of_roof;
   std::string repro;
 
@@ -36,6 +36,7 @@ struct BenchRow {  // a row read back
   std::string machine, device;
   Row row;
 };
-std::vector<BenchRow> read_bench_csv(const std::string& path, std::vector<std::string>* warnings = nullptr);
+std::vector<BenchRow> read_bench_csv(const std::string& path,
+                                     std::vector<std::string>* warnings = nullptr);
 
 }  // namespace v3b::rep

@@ -24,7 +24,8 @@ std::string escaped(const std::string& s) {
 
 }  // namespace
 
-std::string markdown_table(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows,
+std::string markdown_table(const std::vector<std::string>& header,
+                           const std::vector<std::vector<std::string>>& rows,
                            const std::vector<Align>& alignments) {
   const size_t n = header.size();
   std::vector<size_t> w(n);
@@ -43,7 +44,8 @@ std::string markdown_table(const std::vector<std::string>& header, const std::ve
   };
   std::string out = line(header) + "|";
   for (size_t i = 0; i < n; ++i)
-    out += align(i) == Align::right ? std::string(w[i] + 1, '-') + ":|" : std::string(w[i] + 2, '-') + "|";
+    out += align(i) == Align::right ? std::string(w[i] + 1, '-') + ":|"
+                                    : std::string(w[i] + 2, '-') + "|";
   out += "\n";
   for (const auto& row : rows) out += line(row);
   return out;

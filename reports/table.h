@@ -8,26 +8,30 @@
 namespace v3b::rep {
 
 enum class Align { left, right };
-// GitHub Markdown; columns are padded so that it reads well as plain text too. `alignments` may be shorter than
-// the header (left). Vertical bars in cells are escaped.
-std::string markdown_table(const std::vector<std::string>& header, const std::vector<std::vector<std::string>>& rows,
+// GitHub Markdown; columns are padded so that it reads well as plain text too. `alignments` may be
+// shorter than the header (left). Vertical bars in cells are escaped.
+std::string markdown_table(const std::vector<std::string>& header,
+                           const std::vector<std::vector<std::string>>& rows,
                            const std::vector<Align>& alignments = {});
 
-// Numbers for people: 3 significant digits ("1.23", "12.3", "1 230" never: plain digits), "" for nullopt.
+// Numbers for people: 3 significant digits ("1.23", "12.3", "1 230" never: plain digits), "" for
+// nullopt.
 std::string short_number(std::optional<double> v, int significant = 3);
-std::string short_bytes(std::optional<double> bytes);   // "1.5 GB", SI units
-std::string short_time_us(std::optional<double> us);    // "1.5 ms"
+std::string short_bytes(std::optional<double> bytes);  // "1.5 GB", SI units
+std::string short_time_us(std::optional<double> us);   // "1.5 ms"
 
-// A table by file name: how a file of this name is shown. Scenario files add theirs in reports/table_<name>.cpp
-// and one line in tables.cpp; a file without a function of its own gets every column that is not identity.
+// A table by file name: how a file of this name is shown. Scenario files add theirs in
+// reports/table_<name>.cpp and one line in tables.cpp; a file without a function of its own gets
+// every column that is not identity.
 struct TableKind {
-  const char* file;                                  // "kv_cache.csv"
+  const char* file;  // "kv_cache.csv"
   const char* title;
   std::vector<std::string> (*render)(const CsvTable&);  // Markdown blocks, joined by blank lines
 };
 const std::vector<TableKind>& table_kinds();
 
 std::string render_table(const std::string& csv_path);  // title and table of one file
-std::string render_all_tables(const std::string& dir);  // every known file there; throws not_found if none
+std::string render_all_tables(
+    const std::string& dir);  // every known file there; throws not_found if none
 
 }  // namespace v3b::rep

@@ -1,4 +1,5 @@
-// bench.csv as one table an op: verdict beside time beside the roof, every implementation of a case together.
+// bench.csv as one table an op: verdict beside time beside the roof, every implementation of a case
+// together.
 #include <algorithm>
 #include <map>
 
@@ -19,15 +20,18 @@ std::vector<std::string> table_bench(const CsvTable& t) {
     const auto pct = t.number(i, "pct_of_roof");
     by_op[op].push_back({t.cell(i, "case"), t.cell(i, "impl"), t.cell(i, "resolved_isa"), verdict,
                          short_number(t.number(i, "err_over_bound"), 2), t.cell(i, "cache_state"),
-                         short_time_us(t.number(i, "median_us")), short_number(t.number(i, "gflop_s")),
-                         short_number(t.number(i, "gb_s")), pct ? short_number(pct, 2) + "% " + roof : ""});
+                         short_time_us(t.number(i, "median_us")),
+                         short_number(t.number(i, "gflop_s")), short_number(t.number(i, "gb_s")),
+                         pct ? short_number(pct, 2) + "% " + roof : ""});
   }
   for (const auto& op : ops) {
     using enum Align;
-    blocks.push_back("**" + op + "**\n\n" +
-                     markdown_table({"case", "implementation", "ran as", "verdict", "error/bound", "cache",
-                                     "median", "GFLOP/s", "GB/s", "of roof"},
-                                    by_op[op], {left, left, left, left, right, left, right, right, right, right}));
+    blocks.push_back(
+        "**" + op + "**\n\n" +
+        markdown_table({"case", "implementation", "ran as", "verdict", "error/bound", "cache",
+                        "median", "GFLOP/s", "GB/s", "of roof"},
+                       by_op[op],
+                       {left, left, left, left, right, left, right, right, right, right}));
   }
   return blocks;
 }

@@ -57,7 +57,8 @@ std::string render_all_tables(const std::string& dir) {
     const std::string path = dir + "/" + k.file;
     if (std::filesystem::exists(path)) out += (out.empty() ? "" : "\n") + render_table(path);
   }
-  if (out.empty()) throw Error(ExitCode::not_found, "no result files", dir, "bench.csv or a scenario's CSV");
+  if (out.empty())
+    throw Error(ExitCode::not_found, "no result files", dir, "bench.csv or a scenario's CSV");
   return out;
 }
 

@@ -15,10 +15,14 @@ constexpr int64_t kHashChunk = 1 << 20;
 
 const char* state_name(Support::State s) {
   switch (s) {
-    case Support::State::yes: return "yes";
-    case Support::State::unsupported: return "unsupported";
-    case Support::State::not_built: return "not_built";
-    case Support::State::no_device: return "no_device";
+    case Support::State::yes:
+      return "yes";
+    case Support::State::unsupported:
+      return "unsupported";
+    case Support::State::not_built:
+      return "not_built";
+    case Support::State::no_device:
+      return "no_device";
   }
   return "?";
 }
@@ -62,17 +66,20 @@ void CaseChecker::check_fill(const std::string& how, Fill fill, CheckResult& res
   DataHandle data = op_.make(info_.text, fill, seed_);
   for (HostTensor* t : data.tensors) {
     if (t->role() == Role::output) t->poison();
-    if (!t->canaries_intact()) return fail(result, prefix + "making '" + t->name() + "' wrote outside of it");
+    if (!t->canaries_intact())
+      return fail(result, prefix + "making '" + t->name() + "' wrote outside of it");
   }
   std::vector<uint64_t> before;
-  for (const HostTensor* t : data.tensors) before.push_back(t->role() == Role::input ? tensor_hash(*t) : 0);
+  for (const HostTensor* t : data.tensors)
+    before.push_back(t->role() == Role::input ? tensor_hash(*t) : 0);
 
   const Runner runner = op_.prepare(how, data);
   result.resolved_isa = runner.resolved_isa;
   const auto t0 = std::chrono::steady_clock::now();
   runner.run();
   if (fill == Fill::real)
-    result.run_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+    result.run_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
   if (runner.fetch) runner.fetch();
 
   for (size_t i = 0; i < data.tensors.size(); ++i) {
@@ -82,10 +89,13 @@ void CaseChecker::check_fill(const std::string& how, Fill fill, CheckResult& res
       return fail(result, prefix + "changed its input '" + t.name() + "'");
   }
   if (expected_.count(fill) == 0) expected_.emplace(fill, op_.reference(data));
-  const Verdict v = judge(expected_.at(fill), data.tensors,
-                          [&](const std::string& output) { return op_.tolerance(info_.text, fill, output); });
-  if (result.judged) result.verdict.merge(v);
-  else result.verdict = v;
+  const Verdict v = judge(expected_.at(fill), data.tensors, [&](const std::string& output) {
+    return op_.tolerance(info_.text, fill, output);
+  });
+  if (result.judged)
+    result.verdict.merge(v);
+  else
+    result.verdict = v;
   result.judged = true;
   if (!v.passed) fail(result, prefix + v.reason);
 }
@@ -99,10 +109,12 @@ CheckResult CaseChecker::check(const std::string& how) {
       result.reason = s.reason.empty() ? "no reason given" : s.reason;
       return result;
     }
-    const double need = 2 * op_.cost(info_.text).bytes, have = static_cast<double>(available_memory_bytes());
+    const double need = 2 * op_.cost(info_.text).bytes,
+                 have = static_cast<double>(available_memory_bytes());
     if (have > 0 && need > 0.9 * have) {
       char text[96];
-      std::snprintf(text, sizeof text, "needs about %.1f GB of memory, %.1f GB are free", need / 1e9, have / 1e9);
+      std::snprintf(text, sizeof text, "needs about %.1f GB of memory, %.1f GB are free",
+                    need / 1e9, have / 1e9);
       result.status = "unsupported";
       result.reason = text;
       return result;
@@ -121,8 +133,9 @@ CheckResult CaseChecker::check(const std::string& how) {
 }
 
 Verdict CaseChecker::judge_real(const DataHandle& data) const {
-  return judge(expected_.at(Fill::real), data.tensors,
-               [&](const std::string& output) { return op_.tolerance(info_.text, Fill::real, output); });
+  return judge(expected_.at(Fill::real), data.tensors, [&](const std::string& output) {
+    return op_.tolerance(info_.text, Fill::real, output);
+  });
 }
 
 }  // namespace v3b::bench

@@ -1,5 +1,5 @@
-// Checks the implementations of one op on one case (laws 1, 2, 4, 5): poisoned outputs, canaries, inputs that must
-// stay as they were, the reference only after the kernel.
+// Checks the implementations of one op on one case (laws 1, 2, 4, 5): poisoned outputs, canaries,
+// inputs that must stay as they were, the reference only after the kernel.
 #pragma once
 #include <map>
 #include <memory>
@@ -14,18 +14,19 @@ struct CheckResult {
   // passed | failed | unsupported | not_built | no_device | error
   std::string status;
   std::string reason;
-  bool judged = false;        // verdict holds numbers
-  Verdict verdict;            // worst over the fills
+  bool judged = false;  // verdict holds numbers
+  Verdict verdict;      // worst over the fills
   std::string resolved_isa;
-  double run_seconds = 0;     // of the first run on `real`, cold and unprepared: an estimate only
+  double run_seconds = 0;  // of the first run on `real`, cold and unprepared: an estimate only
 };
 
 class CaseChecker {
  public:
-  CaseChecker(const OpBase& op, CaseInfo info, uint64_t seed) : op_(op), info_(std::move(info)), seed_(seed) {}
+  CaseChecker(const OpBase& op, CaseInfo info, uint64_t seed)
+      : op_(op), info_(std::move(info)), seed_(seed) {}
 
-  // Each implementation gets its own fresh inputs and poisoned outputs; the reference is computed once a fill,
-  // after the first kernel ran on it.
+  // Each implementation gets its own fresh inputs and poisoned outputs; the reference is computed
+  // once a fill, after the first kernel ran on it.
   CheckResult check(const std::string& how);
 
   // Judges outputs of any Data made with Fill::real and this seed; check() must have run before.
@@ -42,7 +43,7 @@ class CaseChecker {
 };
 
 uint64_t tensor_hash(const HostTensor& t);
-int64_t available_memory_bytes();   // MemAvailable; 0 unknown
+int64_t available_memory_bytes();       // MemAvailable; 0 unknown
 double run_once(const Runner& runner);  // seconds, by the device's own clock where it has one
 
 }  // namespace v3b::bench

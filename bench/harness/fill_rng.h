@@ -1,5 +1,6 @@
-// Counter-based random numbers of the fills: value = f(seed, stream, index), so that any thread makes any part
-// and every machine gets the same bits (integer arithmetic and one exact multiplication; no libm).
+// Counter-based random numbers of the fills: value = f(seed, stream, index), so that any thread
+// makes any part and every machine gets the same bits (integer arithmetic and one exact
+// multiplication; no libm).
 #pragma once
 #include <cstdint>
 #include <string_view>
@@ -19,9 +20,12 @@ inline uint64_t stream_key(uint64_t seed, std::string_view name) {
   return h;
 }
 
-inline uint64_t random_u64(uint64_t key, uint64_t i) { return mix64(key ^ (i * 0xd1342543de82ef95ull)); }
+inline uint64_t random_u64(uint64_t key, uint64_t i) {
+  return mix64(key ^ (i * 0xd1342543de82ef95ull));
+}
 
-// Near-normal with mean 0 and deviation 1: the sum of four 16-bit uniforms (Irwin-Hall), |z| < 3.47.
+// Near-normal with mean 0 and deviation 1: the sum of four 16-bit uniforms (Irwin-Hall), |z|
+// < 3.47.
 inline float random_normal(uint64_t key, uint64_t i) {
   const uint64_t r = random_u64(key, i);
   const int32_t sum = static_cast<int32_t>(r & 0xffff) + static_cast<int32_t>((r >> 16) & 0xffff) +

@@ -19,7 +19,9 @@ std::string number(double v) {
   return buf;
 }
 
-std::string place(const ExpectedTensor& e, int64_t i) { return e.name + "[" + std::to_string(i) + "]"; }
+std::string place(const ExpectedTensor& e, int64_t i) {
+  return e.name + "[" + std::to_string(i) + "]";
+}
 
 Verdict failure(const std::string& reason) {
   Verdict v;
@@ -28,7 +30,8 @@ Verdict failure(const std::string& reason) {
   return v;
 }
 
-// |got - expected| where equal infinities agree; NaN in `got` gives infinity, so that every maximum keeps it.
+// |got - expected| where equal infinities agree; NaN in `got` gives infinity, so that every maximum
+// keeps it.
 double difference(double got, double expected) {
   if (got == expected) return 0;
   const double d = std::fabs(got - expected);
@@ -41,8 +44,9 @@ struct Partial {  // of one chunk
 };
 
 // Element i of the tensor is compared with values[i]; NaN values are not judged.
-Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values, const std::vector<double>* replaced,
-                     const HostTensor& t, const Tolerance& tol) {
+Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values,
+                     const std::vector<double>* replaced, const HostTensor& t,
+                     const Tolerance& tol) {
   const int64_t n = static_cast<int64_t>(values.size());
   const int64_t chunks = (n + kChunk - 1) / kChunk;
   const double* want = values.data();
@@ -64,8 +68,10 @@ Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values,
     Partial& p = parts[static_cast<size_t>(c)];
     double got[kChunk];
     const int64_t lo = c * kChunk, count = std::min(kChunk, n - lo);
-    if (replaced != nullptr) std::copy_n(replaced->data() + lo, count, got);
-    else t.read(lo, count, got);
+    if (replaced != nullptr)
+      std::copy_n(replaced->data() + lo, count, got);
+    else
+      t.read(lo, count, got);
     for (int64_t i = 0; i < count; ++i) {
       const double w = want[lo + i];
       if (std::isnan(w)) continue;
@@ -83,31 +89,39 @@ Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values,
     all.err2 += p.err2;
     all.max_abs = std::max(all.max_abs, p.max_abs);
     all.max_rel = std::max(all.max_rel, p.max_rel);
-    if (p.worst_at >= 0 && (all.worst_at < 0 || p.worst > all.worst)) all.worst = p.worst, all.worst_at = p.worst_at;
+    if (p.worst_at >= 0 && (all.worst_at < 0 || p.worst > all.worst))
+      all.worst = p.worst, all.worst_at = p.worst_at;
   }
   v.max_abs_err = all.max_abs;
   v.max_rel_err = all.max_rel;
   const double err_norm = std::sqrt(all.err2);
   v.rel_fro_err = err_norm == 0 ? 0 : (sum2 > 0 ? err_norm / std::sqrt(sum2) : kInf);
-  const double norm_ratio = v.rel_fro_err == 0 ? 0 : (tol.rel_fro > 0 ? v.rel_fro_err / tol.rel_fro : kInf);
+  const double norm_ratio =
+      v.rel_fro_err == 0 ? 0 : (tol.rel_fro > 0 ? v.rel_fro_err / tol.rel_fro : kInf);
   v.err_over_bound = std::max(all.worst, norm_ratio);
   v.worst_index = place(e, all.worst_at);
   if (!(all.worst <= 1)) {
     double got = 0;
-    if (replaced != nullptr) got = (*replaced)[static_cast<size_t>(all.worst_at)];
-    else t.read(all.worst_at, 1, &got);
+    if (replaced != nullptr)
+      got = (*replaced)[static_cast<size_t>(all.worst_at)];
+    else
+      t.read(all.worst_at, 1, &got);
     v.passed = false;
-    v.reason = v.worst_index + ": expected " + number(want[all.worst_at]) + ", found " + number(got) +
+    v.reason = v.worst_index + ": expected " + number(want[all.worst_at]) + ", found " +
+               number(got) +
                (all.worst == kInf ? "" : ", " + number(all.worst) + " times the bound");
   } else if (!(norm_ratio <= 1)) {
     v.passed = false;
-    v.reason = e.name + ": relative Frobenius error " + number(v.rel_fro_err) + ", bound " + number(tol.rel_fro);
+    v.reason = e.name + ": relative Frobenius error " + number(v.rel_fro_err) + ", bound " +
+               number(tol.rel_fro);
   }
   return v;
 }
 
-// Routes as sets. `flipped` tells rows that differ within the allowed gap; `got` keeps the indices for `follow`.
-Verdict judge_routes(const ExpectedTensor& e, const HostTensor& t, std::vector<bool>& flipped, std::vector<double>& got) {
+// Routes as sets. `flipped` tells rows that differ within the allowed gap; `got` keeps the indices
+// for `follow`.
+Verdict judge_routes(const ExpectedTensor& e, const HostTensor& t, std::vector<bool>& flipped,
+                     std::vector<double>& got) {
   const int64_t k = e.route_k, n = static_cast<int64_t>(e.values.size()), rows = n / k;
   Verdict v;
   v.passed = true;
@@ -133,8 +147,8 @@ Verdict judge_routes(const ExpectedTensor& e, const HostTensor& t, std::vector<b
       v.passed = false;
       v.err_over_bound = kInf;
       v.worst_index = e.name + "[" + std::to_string(r) + ",:]";
-      v.reason = v.worst_index + ": other routes than the reference, whose score gap " + number(gap) +
-                 " is not below " + number(e.route_gap_bound);
+      v.reason = v.worst_index + ": other routes than the reference, whose score gap " +
+                 number(gap) + " is not below " + number(e.route_gap_bound);
       if (!distinct) v.reason = v.worst_index + ": routes are not distinct and valid";
     }
   }
@@ -147,17 +161,20 @@ const HostTensor* find(const std::vector<HostTensor*>& tensors, const std::strin
   return nullptr;
 }
 
-// What a follower is judged by when routes flipped or came in another order: rows that flipped are not judged,
-// and a [rows, K] follower is put into the reference's order of experts.
+// What a follower is judged by when routes flipped or came in another order: rows that flipped are
+// not judged, and a [rows, K] follower is put into the reference's order of experts.
 struct Followed {
   const ExpectedTensor* routes = nullptr;
   std::vector<bool> flipped;
   std::vector<double> got_index;
 };
 
-Verdict judge_follower(const ExpectedTensor& e, const Followed& f, const HostTensor& t, const Tolerance& tol) {
-  const int64_t rows = static_cast<int64_t>(f.flipped.size()), n = static_cast<int64_t>(e.values.size());
-  if (rows == 0 || n % rows != 0) return failure(e.name + ": follows routes with another number of rows");
+Verdict judge_follower(const ExpectedTensor& e, const Followed& f, const HostTensor& t,
+                       const Tolerance& tol) {
+  const int64_t rows = static_cast<int64_t>(f.flipped.size()),
+                n = static_cast<int64_t>(e.values.size());
+  if (rows == 0 || n % rows != 0)
+    return failure(e.name + ": follows routes with another number of rows");
   const int64_t width = n / rows, k = f.routes->route_k;
   std::vector<double> want = e.values, got(e.values.size());
   t.read(0, n, got.data());
@@ -168,7 +185,8 @@ Verdict judge_follower(const ExpectedTensor& e, const Followed& f, const HostTen
     } else if (width == k) {
       for (int64_t j = 0; j < k; ++j)
         for (int64_t i = 0; i < k; ++i)
-          if (f.got_index[static_cast<size_t>(r * k + i)] == f.routes->values[static_cast<size_t>(r * k + j)])
+          if (f.got_index[static_cast<size_t>(r * k + i)] ==
+              f.routes->values[static_cast<size_t>(r * k + j)])
             ordered[static_cast<size_t>(r * k + j)] = got[static_cast<size_t>(r * k + i)];
     }
   }
@@ -188,7 +206,8 @@ void Verdict::merge(const Verdict& o) {
   passed = passed && o.passed;
 }
 
-Verdict judge(const Expected& expected, const std::vector<HostTensor*>& tensors, const ToleranceOf& tolerance) {
+Verdict judge(const Expected& expected, const std::vector<HostTensor*>& tensors,
+              const ToleranceOf& tolerance) {
   Verdict all;
   all.passed = true;
   std::map<std::string, Followed> followed;  // output -> the routes it follows
@@ -198,8 +217,8 @@ Verdict judge(const Expected& expected, const std::vector<HostTensor*>& tensors,
     const HostTensor* t = find(tensors, e.name);
     if (t == nullptr) return failure("the reference names an unknown output '" + e.name + "'");
     if (t->numel() != static_cast<int64_t>(e.values.size()))
-      return failure(e.name + ": the reference has " + std::to_string(e.values.size()) + " elements, the output " +
-                     std::to_string(t->numel()));
+      return failure(e.name + ": the reference has " + std::to_string(e.values.size()) +
+                     " elements, the output " + std::to_string(t->numel()));
     if (e.route_k <= 0) continue;
     Followed f;
     f.routes = &e;

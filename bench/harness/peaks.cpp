@@ -16,7 +16,7 @@ namespace v3b::bench {
 namespace {
 
 constexpr int64_t kDefaultLlc = 32 << 20;
-constexpr int kStreams = 8;             // linear streams a thread: one alone leaves the memory half idle
+constexpr int kStreams = 8;  // linear streams a thread: one alone leaves the memory half idle
 constexpr double kRateSeconds = 0.004;  // of one pass of an arithmetic probe
 
 volatile double g_sink = 0;
@@ -37,7 +37,8 @@ kern::Buffer<uint64_t>& probe_buffer() {
   return buffer;
 }
 
-// Sum of [p, p + n) read in kStreams parallel streams with prefetch; n in 8-byte words, a multiple of 64.
+// Sum of [p, p + n) read in kStreams parallel streams with prefetch; n in 8-byte words, a multiple
+// of 64.
 uint64_t read_streams(const uint64_t* p, int64_t n) {
   const int64_t step = n / kStreams / 8 * 8;
   __m256i sum[kStreams];
@@ -98,7 +99,8 @@ double rate(RateLoop loop) {
     loop(rounds, &sink);
     const double s = seconds_since(t0);
     if (s > kRateSeconds / 20) {
-      rounds = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(rounds) * kRateSeconds / s));
+      rounds = std::max<int64_t>(
+          1, static_cast<int64_t>(static_cast<double>(rounds) * kRateSeconds / s));
       break;
     }
   }
@@ -120,8 +122,10 @@ struct Rate {
 
 Rate best_rate(const std::string& which) {
   const auto& f = kern::cpu_features();
-  if (which == "f32") return f.avx512 ? Rate{rate_f32_avx512, "avx512"} : Rate{rate_f32_avx2, "avx2"};
-  if (which == "f64") return f.avx512 ? Rate{rate_f64_avx512, "avx512"} : Rate{rate_f64_avx2, "avx2"};
+  if (which == "f32")
+    return f.avx512 ? Rate{rate_f32_avx512, "avx512"} : Rate{rate_f32_avx2, "avx2"};
+  if (which == "f64")
+    return f.avx512 ? Rate{rate_f64_avx512, "avx512"} : Rate{rate_f64_avx2, "avx2"};
   if (which == "bf16") {
     if (f.amx_bf16) return {rate_bf16_amx, "amx_bf16"};
     if (f.avx512_bf16) return {rate_bf16_avx512, "avx512_bf16"};
@@ -154,17 +158,19 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
     for (int i = 0; i < passes; ++i) {
       if (which == "read") {
         uint64_t sum = 0;
-        const double v = bandwidth(words, 8.0 * static_cast<double>(words), [&](int64_t lo, int64_t n) {
-          const uint64_t mine = read_streams(p + lo, n);
+        const double v =
+            bandwidth(words, 8.0 * static_cast<double>(words), [&](int64_t lo, int64_t n) {
+              const uint64_t mine = read_streams(p + lo, n);
 #pragma omp atomic
-          sum += mine;
-        });
+              sum += mine;
+            });
         g_sink = g_sink + static_cast<double>(sum & 1u);
         keep_best(peaks, "read_gb_s", v * 1e-9);
       } else {
         const int64_t half = words / 2 / 512 * 512;
-        const double v = bandwidth(half, 16.0 * static_cast<double>(half),
-                                   [&](int64_t lo, int64_t n) { copy_stream(p + lo, p + half + lo, n); });
+        const double v =
+            bandwidth(half, 16.0 * static_cast<double>(half),
+                      [&](int64_t lo, int64_t n) { copy_stream(p + lo, p + half + lo, n); });
         keep_best(peaks, "copy_gb_s", v * 1e-9);
       }
     }
@@ -178,7 +184,8 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
 
 Peaks probe_all_peaks(int passes) {
   Peaks peaks;
-  for (const char* which : {"read", "copy", "f32", "f64", "bf16", "int8"}) probe_peak(which, peaks, passes);
+  for (const char* which : {"read", "copy", "f32", "f64", "bf16", "int8"})
+    probe_peak(which, peaks, passes);
   return peaks;
 }
 

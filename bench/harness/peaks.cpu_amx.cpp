@@ -1,4 +1,5 @@
-// Rate of AMX tile products from registers only: four accumulator tiles, two tiles of A and two of B.
+// Rate of AMX tile products from registers only: four accumulator tiles, two tiles of A and two of
+// B.
 #include <immintrin.h>
 
 #include <cstring>
@@ -18,8 +19,8 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// All eight tiles: 16 rows of 64 bytes. The operand is the whole struct, because GCC 12's intrinsic declares only
-// 8 of the 64 bytes as read and drops the stores that fill it.
+// All eight tiles: 16 rows of 64 bytes. The operand is the whole struct, because GCC 12's intrinsic
+// declares only 8 of the 64 bytes as read and drops the stores that fill it.
 void configure() {
   TileConfig config;
   for (int i = 0; i < 8; ++i) config.bytes_per_row[i] = 64, config.rows[i] = 16;

@@ -37,8 +37,13 @@ double rate_int8_avx512(int64_t rounds, double* sink) noexcept {
   const __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);
   for (int64_t r = 0; r < rounds; ++r)
     for (int u = 0; u < kUnroll; ++u)
-      for (int i = 0; i < kChains; ++i) __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(acc[i]) : "v"(a), "v"(b));
-  for (int i = 0; i < kChains; ++i) *sink += _mm_cvtsi128_si32(_mm512_castsi512_si128(acc[i]));
+      for (int i = 0; i < kChains; ++i)
+        __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(acc[i]) : "v"(a), "v"(b));
+  alignas(64) int32_t out[16];
+  for (int i = 0; i < kChains; ++i) {
+    _mm512_store_si512(out, acc[i]);
+    *sink += out[0];
+  }
   return static_cast<double>(rounds) * kUnroll * kChains * 64 * 2;
 }
 

@@ -1,0 +1,185 @@
+#include "bench/harness/run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "bench/harness/peaks.h"
+#include "bench/harness/progress.h"
+#include "kernels/core/cpu.h"
+#include "reports/machine.h"
+
+namespace v3b::bench {
+namespace {
+
+constexpr const char* kRead = "read";
+
+std::optional<double> finite(double v) {
+  return std::isfinite(v) ? std::optional<double>(v) : std::nullopt;
+}
+
+rep::Row base_row(const JobGroup& g, const std::string& how, const RunOptions& o) {
+  rep::Row r;
+  r.op = g.op->name();
+  r.impl = impl_name(*g.op, how);
+  r.case_text = g.info.text;
+  r.dtype = g.info.dtype;
+  r.cache_state = cache_name(g.info.cache);
+  r.params = fmt::format("seed={};threads={};fills={}", o.seed, kern::num_threads(),
+                         g.op->has_exact_fill(g.info.text) ? "real+exact" : "real");
+  r.repro =
+      fmt::format("v3bench {} --op {} --impl {} --case {} --seed {} --threads {}",
+                  o.time ? "bench" : "check", r.op, how, g.info.text, o.seed, kern::num_threads());
+  if (o.time) r.repro += fmt::format(" --cache {}", r.cache_state);
+  return r;
+}
+
+void add_verdict(rep::Row& r, const CheckResult& c) {
+  r.status = c.status;
+  r.reason = c.reason;
+  r.resolved_isa = c.resolved_isa;
+  if (!c.judged) return;
+  r.max_abs_err = finite(c.verdict.max_abs_err);
+  r.max_rel_err = finite(c.verdict.max_rel_err);
+  r.rel_fro_err = finite(c.verdict.rel_fro_err);
+  r.err_over_bound = finite(c.verdict.err_over_bound);
+  r.worst_index = c.verdict.worst_index;
+  r.route_flips = c.verdict.route_flips;
+}
+
+// Times, rates, and what binds them. The memory roof does not bind data that stays in the caches.
+void add_times(rep::Row& r, const TimeResult& t, const Cost& cost, const CaseInfo& info,
+               const Peaks& peaks, double margin) {
+  const SampleStats s = summarize(t.samples_us);
+  r.samples = s.count;
+  r.stop_reason = t.stop_reason;
+  r.min_us = s.min;
+  r.q1_us = s.q1;
+  r.median_us = s.median;
+  r.q3_us = s.q3;
+  r.stdrel_pct = s.stdrel_pct;
+  const double seconds = s.median * 1e-6;
+  if (!(seconds > 0)) return;
+  if (cost.flop > 0) r.gflop_s = cost.flop / seconds * 1e-9;
+  if (cost.bytes > 0) r.gb_s = cost.bytes / seconds * 1e-9;
+  const double compute = roof_rate(peaks, cost.compute_roof), read = roof_rate(peaks, kRead);
+  const double t_compute = compute > 0 ? cost.flop / compute : 0;
+  const double t_read = info.cache == CacheState::cold && read > 0 ? cost.bytes / read : 0;
+  if (t_compute <= 0 && t_read <= 0) return;
+  r.roof = t_read >= t_compute ? kRead : cost.compute_roof;
+  r.pct_of_roof = 100 * std::max(t_compute, t_read) / seconds;
+  if (*r.pct_of_roof > 100 * (1 + margin)) {
+    r.status = "suspect";
+    r.reason = fmt::format("faster than the measured {} peak allows by {:.0f}%", r.roof,
+                           *r.pct_of_roof - 100);
+  }
+}
+
+void probe_roofs(const JobGroup& g, Peaks& peaks) {
+  const std::string compute = g.op->cost(g.info.text).compute_roof;
+  probe_peak(kRead, peaks);
+  probe_peak(compute, peaks);
+  if (compute == "bf16" && roof_instruction("bf16").empty()) probe_peak("f32", peaks);
+  for (const auto& [key, value] : peaks) {
+    double& best = rep::machine_card().peaks[key];
+    best = std::max(best, value);
+  }
+}
+
+void count(RunSummary& s, const rep::Row& r) {
+  ++s.jobs;
+  if (r.timed()) ++s.timed;
+  if (r.status == "passed")
+    ++s.passed;
+  else if (r.status == "failed")
+    ++s.failed;
+  else if (r.status == "suspect")
+    ++s.suspect;
+  else if (r.status == "error")
+    ++s.errors;
+  else
+    ++s.not_run;
+}
+
+std::vector<rep::Row> run_group(const JobGroup& g, const RunOptions& o, Timer* timer,
+                                Progress& progress) {
+  CaseChecker checker(*g.op, g.info, o.seed);
+  const Cost cost = g.op->cost(g.info.text);
+  std::vector<rep::Row> rows;
+  std::vector<std::string> to_time;
+  for (const auto& how : g.hows) {
+    progress.show("check " + job_name(*g.op, how, g.info));
+    rep::Row r = base_row(g, how, o);
+    add_verdict(r, checker.check(how));
+    if (cost.flop > 0) r.flop = cost.flop;
+    if (cost.bytes > 0) r.bytes = cost.bytes;
+    if (r.status == "passed") to_time.push_back(how);
+    rows.push_back(std::move(r));
+    progress.advance(o.time && !g.info.check_only ? 0.5 : 1);
+  }
+  if (timer == nullptr || g.info.check_only || to_time.empty()) {
+    if (timer != nullptr && !g.info.check_only)
+      progress.advance(0.5 * static_cast<double>(g.hows.size()));
+    return rows;
+  }
+  progress.show("time " + g.op->name() + "/" + g.info.text);
+  Peaks peaks;
+  probe_roofs(g, peaks);
+  std::vector<TimeResult> times;
+  try {
+    times = timer->time_group(*g.op, g.info, to_time, checker);
+  } catch (const std::exception& e) {
+    for (auto& r : rows)
+      if (r.status == "passed") r.status = "error", r.reason = std::string("timing: ") + e.what();
+    return rows;
+  }
+  probe_roofs(g, peaks);
+  for (const auto& t : times) {
+    auto& r = *std::find_if(rows.begin(), rows.end(),
+                            [&](const rep::Row& x) { return x.impl == impl_name(*g.op, t.how); });
+    if (!t.failure.empty())
+      r.status = "failed", r.reason = t.failure;
+    else
+      add_times(r, t, cost, g.info, peaks, o.suspect_margin);
+  }
+  progress.advance(0.5 * static_cast<double>(g.hows.size()));
+  return rows;
+}
+
+}  // namespace
+
+RunSummary run_jobs(const std::vector<JobGroup>& groups, const RunOptions& options,
+                    rep::CsvWriter* out, const std::function<void(const rep::Row&)>& on_row) {
+  RunSummary summary;
+  std::vector<JobGroup> todo;
+  double total = 0;
+  for (JobGroup g : groups) {
+    if (out != nullptr) {
+      std::erase_if(g.hows, [&](const std::string& how) {
+        rep::Record key = base_row(g, how, options).record(rep::identity(device_of(how)));
+        const bool done = out->has(key);
+        summary.skipped += done;
+        return done;
+      });
+    }
+    total += static_cast<double>(g.hows.size());
+    if (!g.hows.empty()) todo.push_back(std::move(g));
+  }
+  Progress progress(options.time ? "bench" : "check", total);
+  std::unique_ptr<Timer> timer;
+  if (options.time) timer = std::make_unique<Timer>(options.timing);
+  for (const auto& g : todo) {
+    const auto rows = run_group(g, options, timer.get(), progress);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (out != nullptr) out->write(rows[i].record(rep::identity(device_of(g.hows[i]))));
+      count(summary, rows[i]);
+      progress.clear();
+      on_row(rows[i]);
+    }
+  }
+  progress.finish();
+  return summary;
+}
+
+}  // namespace v3b::bench

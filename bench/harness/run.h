@@ -1,0 +1,33 @@
+// The loop over jobs: check, then time what passed, one CSV row a job.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "bench/harness/jobs.h"
+#include "bench/harness/time.h"
+#include "reports/row.h"
+
+namespace v3b::bench {
+
+struct RunOptions {
+  bool time = false;  // false: verdicts only
+  uint64_t seed = 1;
+  int64_t threads = 0;  // for `params` and `repro`; 0: all
+  TimeOptions timing;
+  double suspect_margin =
+      0.10;  // an implied rate beyond the measured peak by more than this is suspect
+};
+
+struct RunSummary {
+  int64_t jobs = 0, passed = 0, failed = 0, suspect = 0, errors = 0, not_run = 0, skipped = 0,
+          timed = 0;
+};
+
+// Rows are written as they come (when `out` is given; finished ones of a resumed file are skipped)
+// and handed to `on_row`.
+RunSummary run_jobs(const std::vector<JobGroup>& groups, const RunOptions& options,
+                    rep::CsvWriter* out, const std::function<void(const rep::Row&)>& on_row);
+
+}  // namespace v3b::bench

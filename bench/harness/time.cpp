@@ -1,0 +1,295 @@
+#include "bench/harness/time.h"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <numeric>
+
+#include "bench/harness/jobs.h"
+#include "bench/harness/peaks.h"
+#include "model/error.h"
+
+namespace v3b::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kColdFactor = 3;     // rotated bytes in units of the last-level cache
+constexpr double kMemoryShare = 0.3;  // of the free memory for rotated copies
+constexpr int64_t kMaxCopyBytes = int64_t{3} << 29;  // 1.5 GiB
+constexpr int kMaxCopies = 24;             // beyond it, caches are scrubbed between runs instead
+constexpr int64_t kMaxIterations = 20000;  // samples of one round
+
+double seconds_since(Clock::time_point t0) {
+  return std::chrono::duration<double>(Clock::now() - t0).count();
+}
+
+// The inputs that a group rotates over, with every implementation prepared on each copy.
+struct Rotation {
+  std::vector<DataHandle> copies;
+  std::vector<std::vector<Runner>> runners;  // [impl][copy]
+  bool scrub = false;
+  size_t next = 0;
+};
+
+int64_t tensor_bytes(const DataHandle& d) {
+  int64_t n = 0;
+  for (const HostTensor* t : d.tensors) n += t->bytes();
+  return n;
+}
+
+Rotation make_rotation(const OpBase& op, const CaseInfo& info, const std::vector<std::string>& hows,
+                       uint64_t seed) {
+  Rotation r;
+  r.copies.push_back(op.make(info.text, Fill::real, seed));
+  if (info.cache == CacheState::cold) {
+    const int64_t held = std::max<int64_t>(1, tensor_bytes(r.copies[0]));
+    const double touched = std::clamp(op.cost(info.text).bytes, 1.0, static_cast<double>(held));
+    const double target = kColdFactor * static_cast<double>(last_level_cache_bytes());
+    // Each implementation may keep a packed form as large as the data beside it.
+    const double room =
+        std::min<double>(static_cast<double>(kMaxCopyBytes),
+                         kMemoryShare * static_cast<double>(available_memory_bytes()) /
+                             (1.0 + 0.5 * static_cast<double>(hows.size())));
+    const double wanted = std::ceil(target / touched),
+                 fit = std::floor(room / static_cast<double>(held));
+    r.scrub = wanted > std::min<double>(fit, kMaxCopies);
+    const int copies = r.scrub ? 1 : std::max(1, static_cast<int>(wanted));
+    for (int i = 1; i < copies; ++i) r.copies.push_back(op.make(info.text, Fill::real, seed));
+  }
+  for (const auto& how : hows) {
+    r.runners.emplace_back();
+    for (auto& copy : r.copies) r.runners.back().push_back(op.prepare(how, copy));
+  }
+  return r;
+}
+
+std::vector<std::byte> output_bytes(const DataHandle& d) {
+  std::vector<std::byte> all;
+  for (const HostTensor* t : d.tensors) {
+    if (t->role() != Role::output) continue;
+    const auto* p = static_cast<const std::byte*>(t->data());
+    all.insert(all.end(), p, p + t->bytes());
+  }
+  return all;
+}
+
+// One implementation's job within a group.
+struct Job {
+  std::string how;
+  size_t index = 0;
+  std::vector<std::vector<double>> calls;  // samples (us) of each call of the benchmark function
+  std::vector<std::byte> good;             // outputs that were judged right
+  std::string failure;
+
+  // Outputs of copy `c`: the same bytes as a judged run, or judged now.
+  void verify(const CaseChecker& checker, const Rotation& r, size_t c) {
+    for (const HostTensor* t : r.copies[c].tensors)
+      if (!t->canaries_intact()) failure = "timed run wrote outside of '" + t->name() + "'";
+    std::vector<std::byte> now = output_bytes(r.copies[c]);
+    if (!failure.empty() || (!good.empty() && now == good)) return;
+    const Verdict v = checker.judge_real(r.copies[c]);
+    if (!v.passed)
+      failure = "after timing: " + v.reason;
+    else if (good.empty())
+      good = std::move(now);
+  }
+
+  // `n` samples in turn over the copies, outputs poisoned before and judged after, outside of the
+  // times.
+  void round(Rotation& r, const CaseChecker& checker, benchmark::State& state) {
+    const size_t touched = std::min(r.copies.size(), static_cast<size_t>(state.max_iterations));
+    const size_t first = r.next;
+    for (size_t k = 0; k < touched; ++k)
+      for (HostTensor* t : r.copies[(first + k) % r.copies.size()].tensors)
+        if (t->role() == Role::output) t->poison();
+    calls.emplace_back();
+    calls.back().reserve(static_cast<size_t>(state.max_iterations));
+    if (r.copies.size() == 1 && !r.scrub)
+      run_once(runner(r, 0));  // hot: the poison left the caches cold
+    for (auto _ : state) {
+      const size_t c = r.next++ % r.copies.size();
+      if (r.scrub) scrub_caches();
+      const double s = run_once(runner(r, c));
+      state.SetIterationTime(s);
+      calls.back().push_back(s * 1e6);
+    }
+    for (size_t k = 0; k < touched; ++k) {
+      const size_t c = (first + k) % r.copies.size();
+      if (runner(r, c).fetch) runner(r, c).fetch();
+      verify(checker, r, c);
+    }
+    if (!failure.empty()) state.SkipWithError(failure.c_str());
+  }
+  const Runner& runner(const Rotation& r, size_t c) const { return r.runners[index][c]; }
+};
+
+// Wall seconds of one sample (with its scrubbing) after a warm-up.
+double estimate_seconds(Rotation& r, const Job& job) {
+  run_once(job.runner(r, r.next++ % r.copies.size()));
+  const auto t0 = Clock::now();
+  int runs = 0;
+  do {
+    if (r.scrub) scrub_caches();
+    run_once(job.runner(r, r.next++ % r.copies.size()));
+    ++runs;
+  } while (runs < 3 && seconds_since(t0) < 0.02);
+  return seconds_since(t0) / runs;
+}
+
+}  // namespace
+
+SampleStats summarize(std::vector<double> v) {
+  SampleStats s;
+  s.count = static_cast<int64_t>(v.size());
+  if (v.empty()) return s;
+  std::sort(v.begin(), v.end());
+  const auto quantile = [&](double q) {  // linear between order statistics
+    const double at = q * static_cast<double>(v.size() - 1);
+    const size_t i = static_cast<size_t>(at);
+    const double f = at - static_cast<double>(i);
+    return i + 1 < v.size() ? v[i] * (1 - f) + v[i + 1] * f : v[i];
+  };
+  s.min = v.front();
+  s.q1 = quantile(0.25);
+  s.median = quantile(0.5);
+  s.q3 = quantile(0.75);
+  const double mean = std::accumulate(v.begin(), v.end(), 0.0) / static_cast<double>(v.size());
+  double sum2 = 0;
+  for (double x : v) sum2 += (x - mean) * (x - mean);
+  if (v.size() > 1 && mean > 0)
+    s.stdrel_pct = 100 * std::sqrt(sum2 / static_cast<double>(v.size() - 1)) / mean;
+  return s;
+}
+
+// Google Benchmark would open --benchmark_out anew for every group; these live as long as the
+// Timer.
+struct Timer::Reporters : public benchmark::BenchmarkReporter {
+  std::unique_ptr<std::ofstream> file;
+  std::vector<std::unique_ptr<benchmark::BenchmarkReporter>> to;
+  bool started = false;
+
+  static std::unique_ptr<benchmark::BenchmarkReporter> make(const std::string& format) {
+    if (format == "json") return std::make_unique<benchmark::JSONReporter>();
+    if (format == "csv") {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+      return std::make_unique<benchmark::CSVReporter>();
+#pragma GCC diagnostic pop
+    }
+    if (format == "console")
+      return std::make_unique<benchmark::ConsoleReporter>(benchmark::ConsoleReporter::OO_None);
+    throw Error(ExitCode::usage, "unknown format", "--benchmark_format", "console, json or csv",
+                "'" + format + "'");
+  }
+  void add(const std::string& format, std::ostream& out) {
+    to.push_back(make(format));
+    to.back()->SetOutputStream(&out);
+    to.back()->SetErrorStream(&std::cerr);
+  }
+  bool ReportContext(const Context& context) override {
+    if (!started)
+      for (auto& r : to) r->ReportContext(context);
+    started = true;
+    return true;
+  }
+  void ReportRuns(const std::vector<Run>& runs) override {
+    for (auto& r : to) r->ReportRuns(runs);
+  }
+  void Finalize() override {}  // of a group; finish() ends the file
+  void finish() {
+    if (started)
+      for (auto& r : to) r->Finalize();
+  }
+};
+
+Timer::Timer(const TimeOptions& options)
+    : options_(options), reporters_(std::make_unique<Reporters>()) {
+  std::vector<std::string> args = {"v3bench",
+                                   "--benchmark_repetitions=" + std::to_string(options.rounds),
+                                   "--benchmark_enable_random_interleaving=true"};
+  std::string out, out_format = "json";
+  const auto value = [](const std::string& a) {
+    return a.substr(std::min(a.size(), a.find('=') + 1));
+  };
+  for (const auto& a : options.benchmark_args) {
+    if (a.rfind("--benchmark_out=", 0) == 0)
+      out = value(a);
+    else if (a.rfind("--benchmark_out_format=", 0) == 0)
+      out_format = value(a);
+    else if (a.rfind("--benchmark_format=", 0) == 0)
+      reporters_->add(value(a), std::cout);
+    else {
+      user_min_time_ = user_min_time_ || a.rfind("--benchmark_min_time=", 0) == 0;
+      user_repetitions_ = user_repetitions_ || a.rfind("--benchmark_repetitions=", 0) == 0;
+      args.push_back(a);
+    }
+  }
+  if (!out.empty()) {
+    reporters_->file = std::make_unique<std::ofstream>(out);
+    if (!*reporters_->file) throw Error(ExitCode::cannot_write, "cannot write", out);
+    reporters_->add(out_format, *reporters_->file);
+  }
+  std::vector<char*> argv;
+  for (auto& a : args) argv.push_back(a.data());
+  int argc = static_cast<int>(argv.size());
+  argv.push_back(nullptr);
+  benchmark::Initialize(&argc, argv.data());
+  if (argc > 1) throw Error(ExitCode::usage, "unknown Google Benchmark flag", "", "", argv[1]);
+}
+
+Timer::~Timer() {
+  reporters_->finish();
+  reporters_.reset();
+  benchmark::Shutdown();
+}
+
+std::vector<TimeResult> Timer::time_group(const OpBase& op, const CaseInfo& info,
+                                          const std::vector<std::string>& hows,
+                                          const CaseChecker& checker) {
+  Rotation rotation = make_rotation(op, info, hows, options_.seed);
+  std::vector<Job> jobs(hows.size());
+  std::vector<TimeResult> results(hows.size());
+  for (size_t i = 0; i < hows.size(); ++i) {
+    jobs[i].how = results[i].how = hows[i];
+    jobs[i].index = i;
+    Job* job = &jobs[i];
+    auto* b = benchmark::RegisterBenchmark(job_name(op, hows[i], info).c_str(),
+                                           [job, &rotation, &checker](benchmark::State& state) {
+                                             job->round(rotation, checker, state);
+                                           });
+    b->UseManualTime()->Unit(benchmark::kMicrosecond);
+    results[i].stop_reason = "min_time";
+    if (user_min_time_) continue;
+    const double each = estimate_seconds(rotation, *job),
+                 per_round = options_.job_seconds / options_.rounds;
+    const double planned = std::floor(per_round / std::max(each, 1e-9));
+    b->Iterations(std::clamp<int64_t>(static_cast<int64_t>(planned), 1, kMaxIterations));
+    results[i].stop_reason =
+        planned > static_cast<double>(kMaxIterations) ? "max_samples" : "budget";
+    if (planned < 1 && !user_repetitions_) {
+      b->Repetitions(
+          std::clamp(static_cast<int>(3 * options_.job_seconds / each), 1, options_.rounds));
+      results[i].stop_reason = "slow";
+    }
+  }
+  benchmark::RunSpecifiedBenchmarks(reporters_.get());
+  benchmark::ClearRegisteredBenchmarks();
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    // With a minimum time Google Benchmark first tries fewer iterations; those calls are not
+    // samples.
+    const auto& calls = jobs[i].calls;
+    for (const auto& call : calls)
+      if (call.size() == calls.back().size())
+        results[i].samples_us.insert(results[i].samples_us.end(), call.begin(), call.end());
+    results[i].failure = jobs[i].failure;
+  }
+  return results;
+}
+
+}  // namespace v3b::bench

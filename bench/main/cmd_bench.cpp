@@ -1,0 +1,270 @@
+// list, support, check, bench, profile: loops over jobs.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <map>
+#include <set>
+
+#include "bench/harness/peaks.h"
+#include "bench/harness/run.h"
+#include "bench/main/commands.h"
+#include "bench/ops/registry.h"
+#include "model/error.h"
+#include "reports/machine.h"
+#include "reports/table.h"
+
+namespace v3b::cli {
+namespace {
+
+using namespace bench;
+
+struct JobOptions {
+  Common common;
+  Selection selection;
+  double min_time = 0.2;  // seconds a job
+  int rounds = 5;
+  bool csv = false;
+};
+
+void add_selection(CLI::App& app, JobOptions& o) {
+  app.add_option("--op", o.selection.ops, "ops, comma-separated")->delimiter(',');
+  app.add_option("--impl", o.selection.impls, "implementations: cpu_simd or rmsnorm.cpu_simd")
+      ->delimiter(',');
+  app.add_option("--case", o.selection.cases,
+                 "a case of any shape of one --op: T=1:512:*2,d=7168; may be repeated");
+  app.add_option("--filter", o.selection.filter,
+                 "regular expression searched in op.implementation/case");
+  app.add_option("--device", o.selection.device, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--cache", o.selection.cache, "hot or cold instead of what the case says")
+      ->check(CLI::IsMember({"hot", "cold"}));
+  add_sizes(app, o.common);
+  add_threads_seed(app, o.common);
+}
+
+std::vector<JobGroup> select(const Ops& ops, JobOptions& o) {
+  o.selection.size = o.common.full ? Size::full : o.common.quick ? Size::quick : Size::standard;
+  auto groups = select_jobs(ops, o.selection);
+  if (groups.empty())
+    throw Error(ExitCode::nothing_ran, "no job matches", "v3bench list shows all");
+  return groups;
+}
+
+int run_list(JobOptions& o) {
+  const Ops ops = all_ops();
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& g : select(ops, o))
+    for (const auto& how : g.hows)
+      rows.push_back({impl_name(*g.op, how), g.info.text, size_name(g.info.size),
+                      g.info.check_only ? "check only" : cache_name(g.info.cache),
+                      g.op->is_baseline(how) ? "peer" : ""});
+  fmt::print("{}\n{} jobs\n",
+             rep::markdown_table({"implementation", "case", "size", "time", ""}, rows),
+             rows.size());
+  return 0;
+}
+
+// One line an op and implementation: the states over its cases.
+int run_support(JobOptions& o) {
+  const Ops ops = all_ops();
+  o.common.full = true;
+  o.common.quick = false;
+  std::map<std::string, std::map<std::string, int64_t>>
+      states;  // implementation -> "state: reason" -> cases
+  std::vector<std::pair<std::string, std::string>> order;  // op, implementation
+  for (const auto& g : select(ops, o))
+    for (const auto& how : g.hows) {
+      const std::string name = impl_name(*g.op, how);
+      if (states.count(name) == 0) order.emplace_back(g.op->name(), name);
+      const Support s = g.op->support(how, g.info.text);
+      static const char* names[] = {"yes", "unsupported", "not built", "no device"};
+      std::string text = names[static_cast<int>(s.state)];
+      if (s.state != Support::State::yes) text += s.reason.empty() ? "" : ": " + s.reason;
+      ++states[name][text];
+    }
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& [op, name] : order) {
+    int64_t total = 0;
+    for (const auto& [text, n] : states[name]) total += n;
+    for (const auto& [text, n] : states[name])
+      rows.push_back({op, name, text, std::to_string(n) + " of " + std::to_string(total)});
+  }
+  const std::vector<std::string> header = {"op", "implementation", "state", "cases"};
+  if (!o.csv) {
+    fmt::print("{}", rep::markdown_table(header, rows));
+    return 0;
+  }
+  fmt::print("op,implementation,state,reason,cases\n");
+  for (const auto& r : rows) {
+    const size_t colon = r[2].find(": ");
+    std::string reason = colon == std::string::npos ? "" : r[2].substr(colon + 2), quoted;
+    for (char c : reason) quoted += c == '"' ? "\"\"" : std::string(1, c);
+    fmt::print("{},{},{},\"{}\",{}\n", r[0], r[1], r[2].substr(0, colon), quoted, r[3]);
+  }
+  return 0;
+}
+
+std::vector<std::string> table_line(const rep::Row& r) {
+  std::string verdict = r.status;
+  if (r.route_flips.value_or(0) > 0) verdict += fmt::format(" ({} flips)", *r.route_flips);
+  if (r.status != "passed" && !r.reason.empty()) verdict += ": " + r.reason;
+  return {r.impl,
+          r.case_text,
+          verdict,
+          rep::short_number(r.err_over_bound, 2),
+          r.timed() ? r.cache_state : "",
+          rep::short_time_us(r.median_us),
+          rep::short_number(r.gflop_s),
+          rep::short_number(r.gb_s),
+          r.pct_of_roof ? rep::short_number(r.pct_of_roof, 2) + "% " + r.roof : ""};
+}
+
+int summary_code(const RunSummary& s) {
+  fmt::print("{} passed, {} failed", s.passed, s.failed + s.errors);
+  if (s.suspect > 0) fmt::print(", {} suspect", s.suspect);
+  if (s.not_run > 0) fmt::print(", {} not run here", s.not_run);
+  if (s.skipped > 0) fmt::print(", {} already done", s.skipped);
+  fmt::print("\n");
+  if (s.failed + s.errors > 0) return static_cast<int>(ExitCode::check_failed);
+  return static_cast<int>(s.passed + s.suspect + s.skipped > 0 ? ExitCode::ok
+                                                               : ExitCode::nothing_ran);
+}
+
+int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_args) {
+  for (size_t i = 0;
+       i < benchmark_args.size();) {  // Google Benchmark's own way to choose means the same here
+    const std::string& a = benchmark_args[i];
+    if (a.rfind("--benchmark_filter=", 0) == 0)
+      o.selection.filter = a.substr(a.find('=') + 1);
+    else if (a.rfind("--benchmark_list_tests", 0) == 0)
+      return run_list(o);
+    else {
+      ++i;
+      continue;
+    }
+    benchmark_args.erase(benchmark_args.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  prepare_run(o.common);
+  const Ops ops = all_ops();
+  const auto groups = select(ops, o);
+  std::unique_ptr<rep::CsvWriter> out;
+  if (!o.common.out.empty()) {
+    rep::ensure_output_dir(o.common.out);
+    out = std::make_unique<rep::CsvWriter>(o.common.out + "/bench.csv", rep::bench_columns(),
+                                           rep::bench_key_columns(), o.common.resume);
+    set_interrupt_note("finished rows are in " + out->path() + ", --resume does the rest");
+    rep::write_machine_json(o.common.out);
+  }
+  RunOptions run{.time = time, .seed = o.common.seed, .threads = o.common.threads};
+  run.timing = {.job_seconds = o.min_time,
+                .rounds = o.rounds,
+                .seed = o.common.seed,
+                .benchmark_args = benchmark_args};
+  std::vector<std::vector<std::string>> lines;
+  const RunSummary s =
+      run_jobs(groups, run, out.get(), [&](const rep::Row& r) { lines.push_back(table_line(r)); });
+  if (out) rep::write_machine_json(o.common.out);  // now with the peaks
+  using enum rep::Align;
+  if (!lines.empty())
+    fmt::print("{}\n", rep::markdown_table(
+                           {"implementation", "case", "verdict", "error/bound", "cache", "median",
+                            "GFLOP/s", "GB/s", "of roof"},
+                           lines, {left, left, left, right, left, right, right, right, right}));
+  for (const auto& [key, value] : rep::machine_card().peaks)
+    fmt::print("peak {} {}\n", key, rep::short_number(value));
+  return summary_code(s);
+}
+
+int run_profile(JobOptions& o, double seconds) {
+  prepare_run(o.common);
+  const Ops ops = all_ops();
+  const auto groups = select(ops, o);
+  if (groups.size() != 1 || groups[0].hows.size() != 1)
+    throw Error(ExitCode::usage, "profile runs one job", "",
+                "--op, --impl and --case that pick one", std::to_string(groups.size()) + " cases");
+  const JobGroup& g = groups[0];
+  const std::string& how = g.hows[0];
+  CaseChecker checker(*g.op, g.info, o.common.seed);
+  const CheckResult check = checker.check(how);
+  if (check.status != "passed") {
+    fmt::print("{}: {}: {}\n", job_name(*g.op, how, g.info), check.status, check.reason);
+    return static_cast<int>(check.status == "failed" ? ExitCode::check_failed
+                                                     : ExitCode::nothing_ran);
+  }
+  DataHandle data = g.op->make(g.info.text, Fill::real, o.common.seed);
+  const Runner runner = g.op->prepare(how, data);
+  const std::string same = fmt::format("v3bench profile --op {} --impl {} --case {} --seed {}",
+                                       g.op->name(), how, g.info.text, o.common.seed);
+  fmt::print("range {} ({}), pid {}\n", impl_name(*g.op, how), check.resolved_isa, getpid());
+  if (device_of(how) == "cuda")
+    fmt::print("ncu --nvtx --nvtx-include \"{}/\" --set full {}\n", impl_name(*g.op, how), same);
+  else
+    fmt::print("perf record -g --delay 2000 {} --seconds 5   # the check comes first\n", same);
+  std::fflush(stdout);
+  const auto t0 = std::chrono::steady_clock::now();
+  int64_t runs = 0;
+  double total = 0, elapsed = 0;
+  do {
+    total += run_once(runner);
+    ++runs;
+    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+  } while (elapsed < seconds);
+  fmt::print("{} runs, {} each\n", runs,
+             rep::short_time_us(1e6 * total / static_cast<double>(runs)));
+  return 0;
+}
+
+}  // namespace
+
+void add_bench_commands(CLI::App& app, Chosen& chosen) {
+  auto list = std::make_shared<JobOptions>();
+  auto* sub = app.add_subcommand("list", "every op, implementation and case");
+  add_selection(*sub, *list);
+  sub->callback([list, &chosen] { chosen.run = [list] { return run_list(*list); }; });
+
+  auto support = std::make_shared<JobOptions>();
+  sub = app.add_subcommand("support", "what runs here, and why the rest does not");
+  add_selection(*sub, *support);
+  sub->add_flag("--csv", support->csv, "as CSV");
+  sub->callback([support, &chosen] { chosen.run = [support] { return run_support(*support); }; });
+
+  auto check = std::make_shared<JobOptions>();
+  sub = app.add_subcommand("check", "every implementation against the reference");
+  add_selection(*sub, *check);
+  add_out(*sub, check->common, "");
+  sub->callback(
+      [check, &chosen] { chosen.run = [check] { return run_selected(*check, false, {}); }; });
+
+  auto bench = std::make_shared<JobOptions>();
+  bench->selection.check_only_cases = false;
+  sub = app.add_subcommand("bench", "check, then time what passed; takes every --benchmark_* flag");
+  add_selection(*sub, *bench);
+  add_out(*sub, bench->common, "");
+  sub->add_option("--min-time", bench->min_time, "seconds of samples a job")
+      ->check(CLI::Range(1e-6, 1e4));
+  sub->add_option("--rounds", bench->rounds, "rounds in which implementations take turns")
+      ->check(CLI::Range(1, 1000));
+  sub->callback([bench, &chosen] {
+    chosen.run = [bench, &chosen] { return run_selected(*bench, true, chosen.benchmark_args); };
+  });
+
+  auto profile = std::make_shared<JobOptions>();
+  auto seconds = std::make_shared<double>(0.0);
+  sub = app.add_subcommand("profile", "one job, checked, then run for a profiler");
+  add_selection(*sub, *profile);
+  sub->add_option("--seconds", *seconds, "run at least so long (default: once)");
+  sub->callback([profile, seconds, &chosen] {
+    chosen.run = [=] { return run_profile(*profile, *seconds); };
+  });
+}
+
+int run_all_jobs(const Common& common, const std::vector<std::string>& benchmark_args) {
+  JobOptions o;
+  o.common = common;
+  o.selection.device = common.device;
+  o.min_time = common.quick ? 0.1 : 0.2;
+  return run_selected(o, true, benchmark_args);
+}
+
+}  // namespace v3b::cli

@@ -1,0 +1,39 @@
+// The subcommands of v3bench. Each add_*() declares options and leaves in `run` what the chosen one
+// does.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace v3b::cli {
+
+struct Chosen {
+  std::function<int()> run;  // set by the callback of the subcommand on the command line
+  std::vector<std::string> benchmark_args;  // --benchmark_*, taken out of argv before parsing
+};
+
+// Options that most subcommands share.
+struct Common {
+  int64_t threads = 0;
+  uint64_t seed = 1;
+  std::string out, device;
+  bool quick = false, full = false, resume = false;
+};
+void add_threads_seed(CLI::App& app, Common& c);
+void add_sizes(CLI::App& app, Common& c);
+void add_out(CLI::App& app, Common& c, const std::string& default_dir);
+
+void add_bench_commands(CLI::App& app, Chosen& chosen);     // list support check bench profile
+void add_scenario_commands(CLI::App& app, Chosen& chosen);  // scenario all
+void add_model_commands(CLI::App& app, Chosen& chosen);     // train logits generate
+void add_report_commands(CLI::App& app, Chosen& chosen);    // info compare table
+
+// For `all`: checks and times the ops' own cases into DIR/bench.csv; returns the exit code.
+int run_all_jobs(const Common& common, const std::vector<std::string>& benchmark_args);
+
+// Sets OpenMP's threads and remembers DIR for the line that an interruption prints.
+void prepare_run(const Common& c);
+void set_interrupt_note(const std::string& note);
+
+}  // namespace v3b::cli
