@@ -220,6 +220,7 @@ void write_all(int fd, const void* data, size_t size, const std::string& path) {
 void save_safetensors(const std::string& path, const std::vector<OwnedTensor>& tensors,
                       const std::map<std::string, std::string>& metadata) {
   std::vector<const OwnedTensor*> order;  // as the official writer: wide types first, then by name
+  order.reserve(tensors.size());
   for (const OwnedTensor& t : tensors) order.push_back(&t);
   std::sort(order.begin(), order.end(), [](const OwnedTensor* a, const OwnedTensor* b) {
     const int64_t wa = spec::dtype_bytes(a->dtype), wb = spec::dtype_bytes(b->dtype);

@@ -28,7 +28,9 @@ TEST_F(SafetensorsFiles, RoundTripOfEveryDtype) {
     EXPECT_EQ(v.name, t.name);
     EXPECT_EQ(v.dtype, t.dtype);
     EXPECT_EQ(v.shape, t.shape);
-    EXPECT_EQ(std::memcmp(v.data, t.bytes.data(), t.bytes.size()), 0) << t.name;
+    if (!t.bytes.empty()) {
+      EXPECT_EQ(std::memcmp(v.data, t.bytes.data(), t.bytes.size()), 0) << t.name;
+    }
     // The payload starts 8-aligned and wide types come first, so every tensor is aligned for its
     // type.
     EXPECT_EQ(
