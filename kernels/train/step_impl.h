@@ -1,4 +1,7 @@
-// TrainStep for one pair of types; instantiated in step_bf16.cpp, step_f32.cpp and step_f64.cpp.
+// TrainStep for one pair of types; instantiated in step_bf16.cpp, step_f32.cpp and step_f64.cpp. The
+// sequences of a batch are divided among workers, one a thread, that meet once a step, when their
+// gradients are added: on a busy machine a barrier after every operation costs more than the second
+// copy of the gradients.
 #pragma once
 #include "kernels/core/cpu.h"
 #include "kernels/train/head.h"
@@ -7,77 +10,60 @@
 
 namespace v3b::kern::train {
 
+// What all workers read.
 template <class R, class X>
-class StepImpl final : public TrainStep {
- public:
-  explicit StepImpl(const model::ModelConfig& c) : c_(c), table_(make_param_table(c)) {
-    w_ = Buffer<R>(table_.total);
-    g_ = Buffer<R>(table_.total);
-    m_ = Buffer<float>(table_.total);
-    v_ = Buffer<float>(table_.total);
-    if constexpr (!std::is_same_v<R, X>) wx_ = Buffer<X>(table_.total);
-    decay_.assign(static_cast<size_t>(table_.total / 32), 0);
-    for (const Param& p : table_.params) {
-      if (!p.matrix) continue;
-      for (int64_t i = p.offset / 32; i < (p.offset + p.numel() + 31) / 32; ++i) {
-        decay_[static_cast<size_t>(i)] = 1;
-      }
-    }
-    bias_.assign(static_cast<size_t>(table_.moe_layers),
-                 std::vector<float>(static_cast<size_t>(c.n_routed_experts), 0.0F));
-    acts_.resize(table_.layers.size());
-    h_.resize(table_.layers.size() + 1);
-  }
-  const ParamTable& table() const override { return table_; }
-  void set_params(std::span<const float> values) override {
-    for (int64_t i = 0; i < table_.total; ++i) w_[i] = values[static_cast<size_t>(i)];
-    refresh();
-  }
-  void get_params(std::span<float> values) const override {
-    for (int64_t i = 0; i < table_.total; ++i) {
-      values[static_cast<size_t>(i)] = static_cast<float>(w_[i]);
-    }
-  }
-  void set_param(int64_t i, double value) override {
-    w_[i] = static_cast<R>(value);
-    if constexpr (!std::is_same_v<R, X>) wx_[i] = st<X>(w_[i]);
-  }
-  double get_param(int64_t i) const override { return static_cast<double>(w_[i]); }
-  double get_grad(int64_t i) const override { return static_cast<double>(g_[i]); }
-  std::vector<std::vector<float>>& bias() override { return bias_; }
-  std::span<float> moment1() override { return {m_.data(), static_cast<size_t>(m_.size())}; }
-  std::span<float> moment2() override { return {v_.data(), static_cast<size_t>(v_.size())}; }
-  std::map<std::string, double> take_times() override { return std::exchange(timer_.seconds, {}); }
+struct Shared {
+  model::ModelConfig c;
+  ParamTable table;
+  Buffer<R> w;
+  Buffer<X> wx;  // GEMM operands; unused when X is R
+  std::vector<std::vector<float>> bias;
+  Buffer<R> cos, sin;  // [rope_positions, d_r/2]
+  int64_t rope_positions = 0;
+  double scale = 1;
 
-  StepLosses run(const Batch& b, const LossOptions& o, bool backward) override;
-  double adamw(const AdamOptions& o, int64_t t) override;
-
- private:
   const X* operands() const {
     if constexpr (std::is_same_v<R, X>) {
-      return w_.data();
+      return w.data();
     } else {
-      return wx_.data();
+      return wx.data();
     }
   }
   void refresh() {
-    if constexpr (!std::is_same_v<R, X>) convert_rows(w_.data(), wx_.data(), table_.total);
+    if constexpr (!std::is_same_v<R, X>) convert_rows(w.data(), wx.data(), table.total);
   }
   void build_rope(int64_t S) {
-    const int64_t half = c_.qk_rope_head_dim / 2;
-    const model::RopeFreqs f = model::rope_freqs(c_, {}, S);
-    scale_ = f.softmax_scale;
-    if (rope_positions_ == S) return;
-    cos_.reserve_discard(S * half), sin_.reserve_discard(S * half);
+    const int64_t half = c.qk_rope_head_dim / 2;
+    if (rope_positions == S) return;
+    const model::RopeFreqs f = model::rope_freqs(c, {}, S);
+    scale = f.softmax_scale;
+    cos.reserve_discard(S * half), sin.reserve_discard(S * half);
     for (int64_t p = 0; p < S; ++p) {
       for (int64_t i = 0; i < half; ++i) {
         const double angle = static_cast<double>(p) * f.inv_freq[static_cast<size_t>(i)];
-        cos_[p * half + i] = static_cast<R>(std::cos(angle) * f.cos_sin_multiplier);
-        sin_[p * half + i] = static_cast<R>(std::sin(angle) * f.cos_sin_multiplier);
+        cos[p * half + i] = static_cast<R>(std::cos(angle) * f.cos_sin_multiplier);
+        sin[p * half + i] = static_cast<R>(std::sin(angle) * f.cos_sin_multiplier);
       }
     }
-    rope_positions_ = S;
+    rope_positions = S;
   }
+};
+
+// Forward and backward of some sequences: activations, scratch and gradients of its own.
+template <class R, class X>
+class Worker {
+ public:
+  explicit Worker(const Shared<R, X>& shared)
+      : sh_(shared), c_(shared.c), table_(shared.table), w_(shared.w), bias_(shared.bias) {
+    acts_.resize(table_.layers.size());
+    h_.resize(table_.layers.size() + 1);
+  }
+  // main_targets: targets of the whole batch, which the mean losses are divided by.
+  StepLosses run(const Batch& b, const LossOptions& o, int64_t main_targets, bool backward);
+  Buffer<R>& grads() { return g_; }
+  PhaseTimer& timer() { return timer_; }
+
+ private:
   void embed(int64_t B, int64_t S, int64_t S_in, int64_t shift, const int32_t* tokens, R* out) const {
     const int64_t d = c_.hidden_size;
     const R* table = w_.data() + table_.embed;
@@ -113,13 +99,12 @@ class StepImpl final : public TrainStep {
   void mtp(const Net<R, X>& n, const Batch& b, const std::vector<int32_t>& targets,
            int64_t main_targets, bool backward, StepLosses& out);
 
-  model::ModelConfig c_;
-  ParamTable table_;
-  Buffer<R> w_, g_;
-  Buffer<X> wx_;
-  Buffer<float> m_, v_;
-  std::vector<uint8_t> decay_;  // one flag for 32 elements
-  std::vector<std::vector<float>> bias_;
+  const Shared<R, X>& sh_;
+  const model::ModelConfig& c_;
+  const ParamTable& table_;
+  const Buffer<R>& w_;
+  const std::vector<std::vector<float>>& bias_;
+  Buffer<R> g_;
   std::vector<LayerActs<R, X>> acts_;
   std::vector<Buffer<R>> h_;  // input of every layer; [L] the trunk's output
   Buffer<R> hf_, dhf_, dh_, mh_, mout_, me_, du_, rstd_f_, rstd_m_, rstd_e_, rstd_h_;
@@ -127,23 +112,21 @@ class StepImpl final : public TrainStep {
   Buffer<int32_t> argmax_main_, argmax_mtp_;
   Scratch<R, X> scratch_;
   HeadScratch<R, X> head_;
-  Buffer<R> cos_, sin_;
-  int64_t rope_positions_ = 0;
-  double scale_ = 1;
   PhaseTimer timer_;
 };
 
 template <class R, class X>
-StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backward) {
+StepLosses Worker<R, X>::run(const Batch& b, const LossOptions& o, int64_t main_targets,
+                              bool backward) {
   const int64_t B = b.B, S = b.S, N = B * S, d = c_.hidden_size, V = c_.vocab_size;
   const int64_t L = c_.num_hidden_layers;
   scratch_.threads(num_threads());
-  build_rope(S);
   timer_.start();
+  if (backward) g_.reserve_discard(table_.total);
   RouterDims router{c_.n_routed_experts, c_.num_experts_per_tok, c_.n_group, c_.topk_group,
                     c_.routed_scaling_factor, c_.norm_topk_prob};
-  const Net<R, X> n{&c_,  w_.data(), operands(), g_.data(), cos_.data(), sin_.data(),
-                    scale_, router,  o,          &scratch_, &timer_};
+  const Net<R, X> n{&c_,  w_.data(), sh_.operands(), g_.data(), sh_.cos.data(), sh_.sin.data(),
+                    sh_.scale, router,  o,          &scratch_, &timer_};
   StepLosses out;
   out.load.resize(static_cast<size_t>(table_.moe_layers));
   std::vector<int32_t> targets(static_cast<size_t>(N));
@@ -174,13 +157,12 @@ StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backwa
   if (backward) dhf_.reserve_discard(N * d);
   argmax_main_.reserve_discard(N), argmax_mtp_.reserve_discard(N);
   timer_.lap("norm");
-  const double per_target = 1.0 / static_cast<double>(std::max<int64_t>(out.targets, 1));
+  const double per_target = 1.0 / static_cast<double>(std::max<int64_t>(main_targets, 1));
   out.nats = head_loss(N, d, V, xf_.data(), n.wx + table_.lm_head, targets.data(), per_target,
                        backward ? nullptr : argmax_main_.data(), backward ? dhf_.data() : nullptr,
                        n.g + table_.lm_head, head_);
   timer_.lap("head");
-  if (table_.mtp && S > 1) mtp(n, b, targets, out.targets, backward, out);
-  out.total = (out.nats + o.mtp_lambda * out.mtp_nats) * per_target + out.aux;
+  if (table_.mtp && S > 1) mtp(n, b, targets, main_targets, backward, out);
   if (!backward) return out;
   dh_.reserve_discard(N * d);
   rmsnorm_bwd(N, d, dhf_.data(), d, trunk, d, n.w + table_.norm, rstd_f_.data(),
@@ -196,7 +178,7 @@ StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backwa
 }
 
 template <class R, class X>
-void StepImpl<R, X>::mtp(const Net<R, X>& n, const Batch& b, const std::vector<int32_t>& targets,
+void Worker<R, X>::mtp(const Net<R, X>& n, const Batch& b, const std::vector<int32_t>& targets,
                          int64_t main_targets, bool backward, StepLosses& out) {
   const int64_t B = b.B, S = b.S, S1 = S - 1, N = B * S1, d = c_.hidden_size, V = c_.vocab_size;
   me_.reserve_discard(N * d), mh_.reserve_discard(N * d), mout_.reserve_discard(N * d);
@@ -266,19 +248,142 @@ void StepImpl<R, X>::mtp(const Net<R, X>& n, const Batch& b, const std::vector<i
 }
 
 template <class R, class X>
+class StepImpl final : public TrainStep {
+ public:
+  explicit StepImpl(const model::ModelConfig& c) {
+    sh_.c = c;
+    sh_.table = make_param_table(c);
+    const ParamTable& t = sh_.table;
+    sh_.w = Buffer<R>(t.total);
+    m_ = Buffer<float>(t.total);
+    v_ = Buffer<float>(t.total);
+    if constexpr (!std::is_same_v<R, X>) sh_.wx = Buffer<X>(t.total);
+    decay_.assign(static_cast<size_t>(t.total / 32), 0);
+    for (const Param& p : t.params) {
+      if (!p.matrix) continue;
+      for (int64_t i = p.offset / 32; i < (p.offset + p.numel() + 31) / 32; ++i) {
+        decay_[static_cast<size_t>(i)] = 1;
+      }
+    }
+    sh_.bias.assign(static_cast<size_t>(t.moe_layers),
+                    std::vector<float>(static_cast<size_t>(c.n_routed_experts), 0.0F));
+  }
+  const ParamTable& table() const override { return sh_.table; }
+  void set_params(std::span<const float> values) override {
+    for (int64_t i = 0; i < sh_.table.total; ++i) sh_.w[i] = values[static_cast<size_t>(i)];
+    sh_.refresh();
+  }
+  void get_params(std::span<float> values) const override {
+    for (int64_t i = 0; i < sh_.table.total; ++i) {
+      values[static_cast<size_t>(i)] = static_cast<float>(sh_.w[i]);
+    }
+  }
+  void set_param(int64_t i, double value) override {
+    sh_.w[i] = static_cast<R>(value);
+    if constexpr (!std::is_same_v<R, X>) sh_.wx[i] = st<X>(sh_.w[i]);
+  }
+  double get_param(int64_t i) const override { return static_cast<double>(sh_.w[i]); }
+  double get_grad(int64_t i) const override { return static_cast<double>(grads()[i]); }
+  std::vector<std::vector<float>>& bias() override { return sh_.bias; }
+  std::span<float> moment1() override { return {m_.data(), static_cast<size_t>(m_.size())}; }
+  std::span<float> moment2() override { return {v_.data(), static_cast<size_t>(v_.size())}; }
+  std::map<std::string, double> take_times() override {
+    std::map<std::string, double> sum = std::exchange(timer_.seconds, {});
+    for (auto& w : workers_) {
+      for (const auto& [k, v] : std::exchange(w->timer().seconds, {})) {
+        sum[k] += v / static_cast<double>(last_workers_);
+      }
+    }
+    return sum;
+  }
+  StepLosses run(const Batch& b, const LossOptions& o, bool backward) override;
+  double adamw(const AdamOptions& o, int64_t t) override;
+
+ private:
+  const R* grads() const { return workers_.front()->grads().data(); }
+  Shared<R, X> sh_;
+  std::vector<std::unique_ptr<Worker<R, X>>> workers_;
+  size_t last_workers_ = 1;
+  Buffer<float> m_, v_;
+  std::vector<uint8_t> decay_;  // one flag for 32 elements
+  PhaseTimer timer_;
+};
+
+template <class R, class X>
+StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backward) {
+  sh_.build_rope(b.S);
+  StepLosses out;
+  for (int64_t i = 0; i < b.B * b.S; ++i) {
+    const int32_t y = b.targets != nullptr ? b.targets[i] : b.tokens[i / b.S * (b.S + 1) + i % b.S + 1];
+    if (y >= 0) ++out.targets;
+  }
+  // The Switch loss wants the load of the whole batch: one worker, its loops on all threads.
+  const bool together = o.aux == AuxLoss::switch_loss || std::is_same_v<R, double>;
+  const int64_t n = together ? 1 : std::min<int64_t>(num_threads(), b.B);
+  while (static_cast<int64_t>(workers_.size()) < n) {
+    workers_.push_back(std::make_unique<Worker<R, X>>(sh_));
+  }
+  last_workers_ = static_cast<size_t>(n);
+  std::vector<StepLosses> part(static_cast<size_t>(n));
+  const auto work = [&](int64_t i) {
+    const int64_t lo = b.B * i / n, hi = b.B * (i + 1) / n;
+    const Batch mine{hi - lo, b.S, b.tokens + lo * (b.S + 1),
+                     b.targets != nullptr ? b.targets + lo * b.S : nullptr};
+    LossOptions mo = o;  // the sequence loss is a mean over the batch's sequences
+    mo.aux_alpha = o.aux_alpha * static_cast<double>(hi - lo) / static_cast<double>(b.B);
+    part[static_cast<size_t>(i)] =
+        workers_[static_cast<size_t>(i)]->run(mine, mo, out.targets, backward);
+  };
+  if (n == 1) {
+    work(0);
+  } else {
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(n))
+    for (int64_t i = 0; i < n; ++i) work(i);
+  }
+  timer_.start();
+  if (backward && n > 1) {
+    R* g = workers_.front()->grads().data();
+#pragma omp parallel for schedule(static)
+    for (int64_t i0 = 0; i0 < sh_.table.total; i0 += 64) {
+      for (int64_t k = 1; k < n; ++k) {
+        const R* other = workers_[static_cast<size_t>(k)]->grads().data();
+#pragma omp simd
+        for (int64_t i = i0; i < i0 + 64; ++i) g[i] += other[i];
+      }
+    }
+  }
+  out.load.assign(static_cast<size_t>(sh_.table.moe_layers),
+                  std::vector<int64_t>(static_cast<size_t>(sh_.c.n_routed_experts), 0));
+  for (const StepLosses& p : part) {
+    out.nats += p.nats, out.mtp_nats += p.mtp_nats, out.aux += p.aux;
+    out.mtp_targets += p.mtp_targets;
+    out.mtp_agree += p.mtp_agree, out.mtp_compared += p.mtp_compared;
+    for (size_t l = 0; l < p.load.size(); ++l) {
+      for (size_t e = 0; e < p.load[l].size(); ++e) out.load[l][e] += p.load[l][e];
+    }
+  }
+  out.total = (out.nats + o.mtp_lambda * out.mtp_nats) /
+                  static_cast<double>(std::max<int64_t>(out.targets, 1)) +
+              out.aux;
+  timer_.lap("reduce");
+  return out;
+}
+
+template <class R, class X>
 double StepImpl<R, X>::adamw(const AdamOptions& o, int64_t t) {
   timer_.start();
+  const R* g = grads();
   constexpr int64_t kBlock = 32 * 512;
-  const int64_t blocks = (table_.total + kBlock - 1) / kBlock;
+  const int64_t blocks = (sh_.table.total + kBlock - 1) / kBlock;
   std::vector<double> part(static_cast<size_t>(blocks));
 #pragma omp parallel for schedule(static)
   for (int64_t b = 0; b < blocks; ++b) {
     double sum = 0;
-    const int64_t hi = std::min(table_.total, (b + 1) * kBlock);
+    const int64_t hi = std::min(sh_.table.total, (b + 1) * kBlock);
     for (int64_t i0 = b * kBlock; i0 < hi; i0 += 32) {
       R s = 0;
 #pragma omp simd reduction(+ : s)
-      for (int64_t i = i0; i < i0 + 32; ++i) s += g_[i] * g_[i];
+      for (int64_t i = i0; i < i0 + 32; ++i) s += g[i] * g[i];
       sum += static_cast<double>(s);
     }
     part[static_cast<size_t>(b)] = sum;
@@ -293,11 +398,10 @@ double StepImpl<R, X>::adamw(const AdamOptions& o, int64_t t) {
   const auto c1 = static_cast<float>(1.0 / (1.0 - std::pow(o.beta1, td)));
   const auto c2 = static_cast<float>(1.0 / (1.0 - std::pow(o.beta2, td)));
   const auto lr = static_cast<float>(o.lr), eps = static_cast<float>(o.eps);
-  R* w = w_.data();
-  const R* g = g_.data();
+  R* w = sh_.w.data();
   float *m = m_.data(), *v = v_.data();
 #pragma omp parallel for schedule(static)
-  for (int64_t blk = 0; blk < table_.total / 32; ++blk) {
+  for (int64_t blk = 0; blk < sh_.table.total / 32; ++blk) {
     const float wd = decay_[static_cast<size_t>(blk)] != 0 ? static_cast<float>(o.weight_decay) : 0.0F;
 #pragma omp simd
     for (int64_t i = blk * 32; i < blk * 32 + 32; ++i) {
@@ -308,7 +412,7 @@ double StepImpl<R, X>::adamw(const AdamOptions& o, int64_t t) {
       w[i] -= static_cast<R>(lr * step);
     }
   }
-  refresh();
+  sh_.refresh();
   timer_.lap("adamw");
   return norm;
 }
