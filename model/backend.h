@@ -25,6 +25,7 @@ struct LayerRoutes {
   int64_t layer = 0, K = 0;
   std::vector<int32_t> idx;   // [T,K], larger weight order not promised
   std::vector<float> weight;  // [T,K]
+  std::vector<float> gap;     // [T] how far the choice is from changing (score units); reference backends only
 };
 struct ForwardResult {
   int64_t T = 0;

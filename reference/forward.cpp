@@ -291,8 +291,9 @@ class RefBackend final : public model::Backend {
            routes.weight.data(), experts, shared,
            cfg_.n_shared_experts * cfg_.moe_intermediate_size, y.data());
     if (o.routes)
-      r.routes.push_back(
-          {index, K, routes.idx, std::vector<float>(routes.weight.begin(), routes.weight.end())});
+      r.routes.push_back({index, K, routes.idx,
+                          std::vector<float>(routes.weight.begin(), routes.weight.end()),
+                          std::vector<float>(routes.gap.begin(), routes.gap.end())});
   }
 
   model::BackendOptions options_;
