@@ -8,6 +8,11 @@ std::unique_ptr<OpBase> make_rope_op();
 std::unique_ptr<OpBase> make_swiglu_op();
 std::unique_ptr<OpBase> make_softmax_op();
 std::unique_ptr<OpBase> make_embedding_op();
+std::unique_ptr<OpBase> make_attention_prefill_op();
+std::unique_ptr<OpBase> make_attention_decode_op();
+std::unique_ptr<OpBase> make_mla_prefill_op();
+std::unique_ptr<OpBase> make_mla_decode_op();
+std::unique_ptr<OpBase> make_mla_cache_write_op();
 
 std::vector<std::unique_ptr<OpBase>> all_ops() {
   std::vector<std::unique_ptr<OpBase>> ops;
@@ -16,6 +21,11 @@ std::vector<std::unique_ptr<OpBase>> all_ops() {
   ops.push_back(make_swiglu_op());
   ops.push_back(make_softmax_op());
   ops.push_back(make_embedding_op());
+  ops.push_back(make_attention_prefill_op());
+  ops.push_back(make_attention_decode_op());
+  ops.push_back(make_mla_prefill_op());
+  ops.push_back(make_mla_decode_op());
+  ops.push_back(make_mla_cache_write_op());
   return ops;
 }
 

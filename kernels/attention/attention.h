@@ -25,6 +25,11 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept;
 // One cache row in, (d_c + d_r) e out.
 void mla_cache_gather_cpu_simd(const spec::MlaCacheGatherArgs& a) noexcept;
 
+// The same composed of oneDNN products with softmax between: baselines.
+void attention_prefill_cpu_onednn(const spec::AttentionArgs& a) noexcept;
+void mla_prefill_cpu_onednn(const spec::MlaPrefillArgs& a) noexcept;
+void mla_decode_cpu_onednn(const spec::MlaDecodeArgs& a) noexcept;
+
 const char* attention_cpu_simd_isa(spec::DType dtype) noexcept;  // what runs here
 
 }  // namespace v3b::kern

@@ -1,0 +1,49 @@
+// What the attention ops share: scales, lengths, tolerances, float copies for the plain-reference baseline.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "reference/mla.h"
+
+namespace v3b::bench {
+
+// V3's scale (YaRN's mscale at factor 40, squared) at its head dimension, else d^(-1/2): a forgotten mscale fails.
+inline double attention_scale(int64_t d_qk) {
+  return ref::mla_scale(d_qk, d_qk == 192 ? 0.1 * std::log(40.0) + 1 : 1.0);
+}
+
+// Lengths of B sequences: from s down to min_s in even steps (min_s < 0: all s).
+inline std::vector<int32_t> attention_lengths(int64_t B, int64_t s, int64_t min_s) {
+  std::vector<int32_t> r(static_cast<size_t>(B), static_cast<int32_t>(s));
+  if (min_s >= 0 && B > 1)
+    for (int64_t b = 0; b < B; ++b) r[static_cast<size_t>(b)] = static_cast<int32_t>(s - (s - min_s) * b / (B - 1));
+  return r;
+}
+
+// SPEC 0.6. bf16: rounding of P and of the output; an output is a mean of values whose outlier channels are 8x
+// the others, so one element may be off by several sigma of 1.7e-3 times 8. lse: fp32 sums of exact products.
+inline Tolerance attention_tolerance(spec::DType dtype, const std::string& output) {
+  if (output == "lse") return {.rel_fro = 1e-5, .abs_rms = 1e-5, .rel = 1e-5, .abs = 1e-5};
+  if (dtype == spec::DType::f32) return {.rel_fro = 1e-5, .abs_rms = 5e-5, .rel = 5e-5};
+  return {.rel_fro = 6e-3, .abs_rms = 0.03, .rel = 2.01 / 128};
+}
+
+inline std::vector<float> floats_of(const HostTensor& t) {
+  std::vector<float> r(static_cast<size_t>(t.numel()));
+  const std::vector<double> d = t.to_doubles();
+  std::transform(d.begin(), d.end(), r.begin(), [](double x) { return static_cast<float>(x); });
+  return r;
+}
+inline void store_floats(const std::vector<float>& v, HostTensor& t) {
+  if (t.dtype() == spec::DType::bf16) {
+    std::transform(v.begin(), v.end(), t.as<spec::bf16>(), [](float x) { return spec::to_bf16(x); });
+  } else {
+    std::copy(v.begin(), v.end(), t.as<float>());
+  }
+}
+
+}  // namespace v3b::bench

@@ -1,0 +1,128 @@
+// Rows into the paged latent cache, plain or as 8-bit records: everything the suite knows about this op.
+#include "reference/spec/mla_cache_write.h"
+
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "bench/ops/attention_common.h"
+#include "bench/ops/registry.h"
+#include "kernels/attention/attention.h"
+#include "reference/kv_cache.h"
+
+namespace v3b::bench {
+namespace {
+
+struct MlaCacheWrite {
+  static constexpr const char* name = "mla_cache_write";
+  using Shape = spec::MlaCacheWriteShape;
+
+  // The cache is in and out: it starts with a mark in every element, and what no slot names must keep it.
+  struct Data {
+    Shape shape;
+    HostTensor c, k_pe, slots, cache;
+    std::vector<HostTensor*> tensors() { return {&c, &k_pe, &slots, &cache}; }
+    spec::MlaCacheWriteArgs args() {
+      const Shape& s = shape;
+      return {s.T, s.d_c, s.d_r, s.dtype, s.kv_format, c.data(), k_pe.data(), s.d_c, s.d_r, slots.as<int32_t>(),
+              cache.data()};
+    }
+    bool record() const { return shape.kv_format != spec::KvFormat::bf16; }
+  };
+  static constexpr double kMark = 165;  // exact in every dtype
+
+  static int64_t rows(const Shape& s) { return ((s.T + s.page - 1) / s.page + 2) * s.page; }
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    auto d = std::make_unique<Data>();
+    d->shape = s;
+    d->c = HostTensor("c", Role::input, s.dtype, {s.T, s.d_c});
+    d->k_pe = HostTensor("k_pe", Role::input, s.dtype, {s.T, s.d_r});
+    d->slots = HostTensor("slots", Role::input, spec::DType::i32, {s.T});
+    const int64_t row_bytes = spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r);
+    d->cache = d->record() ? HostTensor("cache", Role::inout, spec::DType::u8, {rows(s), row_bytes})
+                           : HostTensor("cache", Role::inout, s.dtype, {rows(s), s.d_c + s.d_r});
+    d->c.fill_real(seed);
+    d->k_pe.fill_real(seed + 1);
+    if (s.T > 1)  // a row of zeros: the scale's lower bound
+      for (int64_t i = 0; i < s.d_c; ++i) d->c.set(s.d_c + i, 0.0);
+    for (int64_t i = 0; i < d->cache.numel(); ++i) d->cache.set(i, kMark);
+    std::vector<int32_t> order(static_cast<size_t>(rows(s)));
+    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
+    std::mt19937_64 rng(seed);
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng() % i]);
+    for (int64_t t = 0; t < s.T; ++t) d->slots.set(t, t % 37 == 36 ? -1 : order[size_t(t)]);
+    return d;
+  }
+
+  template <class S>
+  static void run_reference(const Shape& s, const S* c, const S* k_pe, const int32_t* slots, void* cache) {
+    ref::mla_cache_write(s.T, s.d_c, s.d_r, s.kv_format, s.dtype, c, k_pe, slots, cache);
+  }
+  static Expected reference(const Data& d) {
+    const auto c = d.c.to_doubles(), pe = d.k_pe.to_doubles();
+    HostTensor cache("cache", Role::inout, d.cache.dtype(), d.cache.shape());
+    for (int64_t i = 0; i < cache.numel(); ++i) cache.set(i, kMark);
+    run_reference(d.shape, c.data(), pe.data(), d.slots.as<int32_t>(), cache.data());
+    Expected e;
+    e.tensors.push_back({.name = "cache", .values = cache.to_doubles()});
+    return e;
+  }
+
+  static Cost cost(const Shape& s) {
+    const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T);
+    const bool record = s.kv_format != spec::KvFormat::bf16;
+    return {record ? 3 * T * double(s.d_c) : 0,
+            T * (e * double(s.d_c + s.d_r) + double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r)) + 4),
+            "f32"};
+  }
+  static Tolerance tolerance(const Shape&, Fill, const std::string&) { return {}; }  // class X: bitwise
+
+  static std::vector<Case<Shape>> cases() {
+    using enum spec::DType;
+    using spec::KvFormat;
+    std::vector<Case<Shape>> c;
+    c.push_back({{.T = 512}, Size::quick});
+    c.push_back({{.T = 512, .kv_format = KvFormat::fp8_656_pow2}, Size::quick});
+    c.push_back({{.T = 8192, .kv_format = KvFormat::fp8_656_pow2}, Size::standard});
+    c.push_back({{.T = 8192}, Size::standard});
+    c.push_back({{.T = 512, .kv_format = KvFormat::fp8_656_free}, Size::standard});
+    for (const auto dtype : {f32, bf16})
+      for (const auto format : {KvFormat::bf16, KvFormat::fp8_656_pow2, KvFormat::fp8_656_free}) {
+        c.push_back({{.T = 75, .d_c = 160, .d_r = 10, .page = 16, .kv_format = format, .dtype = dtype}, Size::quick, true});
+        c.push_back({{.T = 1, .d_c = 33, .d_r = 6, .page = 1, .kv_format = format, .dtype = dtype}, Size::quick, true});
+      }
+    return c;
+  }
+  static Support supported(const Shape& s) {
+    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
+      return {Support::State::unsupported, "f32 and bf16 only"};
+    return {};
+  }
+  static std::vector<Impl<MlaCacheWrite>> impls() {
+    std::vector<Impl<MlaCacheWrite>> v;
+    v.push_back({"cpu_simd", supported, [](Data& d) {
+                   return Runner{.run = [&d] { kern::mla_cache_write_cpu_simd(d.args()); },
+                                 .resolved_isa = kern::attention_cpu_simd_isa(spec::DType::f32)};
+                 }});
+    v.push_back({"cpu_eigen", supported,
+                 [](Data& d) {
+                   auto c = std::make_shared<std::vector<float>>(floats_of(d.c));
+                   auto pe = std::make_shared<std::vector<float>>(floats_of(d.k_pe));
+                   return Runner{.run =
+                                     [&d, c, pe] {
+                                       run_reference(d.shape, c->data(), pe->data(), d.slots.as<int32_t>(),
+                                                     d.cache.data());
+                                     },
+                                 .resolved_isa = "baseline"};
+                 },
+                 true});
+    return v;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_mla_cache_write_op() { return make_op<MlaCacheWrite>(); }
+
+}  // namespace v3b::bench

@@ -1,0 +1,175 @@
+// Expanded MLA from latents: kv_b product and causal core. Everything the suite knows about this op.
+#include "reference/spec/mla_prefill.h"
+
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "bench/ops/attention_common.h"
+#include "bench/ops/registry.h"
+#include "kernels/attention/attention.h"
+#include "kernels/core/buffer.h"
+#include "kernels/gemm/gemm.h"
+#include "reference/mla.h"
+
+namespace v3b::bench {
+namespace {
+
+struct MlaPrefill {
+  static constexpr const char* name = "mla_prefill";
+  using Shape = spec::MlaPrefillShape;
+
+  struct Data {
+    Shape shape;
+    HostTensor q, c, k_pe, w_kvb, o, lse;
+    std::vector<HostTensor*> tensors() { return {&q, &c, &k_pe, &w_kvb, &o, &lse}; }
+    spec::MlaPrefillArgs args(const void* kv) {
+      const Shape& s = shape;
+      spec::MlaPrefillArgs a{};
+      a.T = s.T, a.s0 = s.s0, a.n_h = s.n_h, a.d_n = s.d_n, a.d_r = s.d_r, a.d_v = s.d_v;
+      a.scale = attention_scale(s.d_n + s.d_r);
+      a.dtype = s.dtype;
+      a.q = q.data(), a.kv = kv, a.k_pe = k_pe.data(), a.o = o.data(), a.lse = lse.as<float>();
+      a.q_stride = s.n_h * (s.d_n + s.d_r), a.kv_stride = s.n_h * (s.d_n + s.d_v), a.k_pe_stride = s.d_r;
+      a.o_stride = s.n_h * s.d_v;
+      return a;
+    }
+    kern::GemmArgs kv_b(void* kv) {  // kv [s, n_h (d_n + d_v)] = c W_kvb^T
+      const Shape& s = shape;
+      kern::GemmArgs g;
+      g.M = s.s0 + s.T, g.N = s.n_h * (s.d_n + s.d_v), g.K = s.d_c;
+      g.a = c.data(), g.lda = s.d_c, g.b = w_kvb.data(), g.ldb = s.d_c, g.c = kv, g.ldc = g.N;
+      g.ab_type = g.c_type = s.dtype;
+      return g;
+    }
+  };
+
+  static ref::MlaShape mla(const Shape& s) {
+    return {.n_h = s.n_h, .d_n = s.d_n, .d_r = s.d_r, .d_v = s.d_v, .d_c = s.d_c};
+  }
+
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    auto d = std::make_unique<Data>();
+    d->shape = s;
+    const int64_t keys = s.s0 + s.T;
+    d->q = HostTensor("q", Role::input, s.dtype, {s.T, s.n_h, s.d_n + s.d_r});
+    d->c = HostTensor("c", Role::input, s.dtype, {keys, s.d_c});
+    d->k_pe = HostTensor("k_pe", Role::input, s.dtype, {keys, s.d_r});
+    d->w_kvb = HostTensor("w_kvb", Role::input, s.dtype, {s.n_h * (s.d_n + s.d_v), s.d_c});
+    d->o = HostTensor("o", Role::output, s.dtype, {s.T, s.n_h, s.d_v});
+    d->lse = HostTensor("lse", Role::output, spec::DType::f32, {s.T, s.n_h});
+    d->q.fill_real(seed, 1.0, false);
+    d->c.fill_real(seed + 1);
+    d->k_pe.fill_real(seed + 2, 1.0, false);
+    d->w_kvb.fill_real(seed + 3, 1.0 / std::sqrt(double(s.d_c)), false);
+    return d;
+  }
+
+  template <class S>
+  struct Work {
+    std::vector<S> k, v, o;
+  };
+  template <class S>
+  static void run_reference(const Shape& s, const S* q, const S* c, const S* k_pe, const S* w, Work<S>& x, S* lse) {
+    const ref::MlaShape m = mla(s);
+    const int64_t keys = s.s0 + s.T;
+    x.k.resize(size_t(keys * s.n_h * m.d_qk()));
+    x.v.resize(size_t(keys * s.n_h * s.d_v));
+    x.o.resize(size_t(s.T * s.n_h * s.d_v));
+    ref::mla_expand(m, keys, c, k_pe, w, x.k.data(), x.v.data());
+    const ref::AttentionShape a{.T = s.T, .s0 = s.s0, .n_h = s.n_h, .n_kv = s.n_h, .d_qk = m.d_qk(), .d_v = s.d_v,
+                                .scale = attention_scale(m.d_qk())};
+    ref::attention_core(a, q, x.k.data(), x.v.data(), x.o.data(), lse);
+  }
+  static Expected reference(const Data& d) {
+    const auto q = d.q.to_doubles(), c = d.c.to_doubles(), pe = d.k_pe.to_doubles(), w = d.w_kvb.to_doubles();
+    Work<double> x;
+    std::vector<double> lse(size_t(d.lse.numel()));
+    run_reference(d.shape, q.data(), c.data(), pe.data(), w.data(), x, lse.data());
+    Expected e;
+    e.tensors.push_back({.name = "o", .values = std::move(x.o)});
+    e.tensors.push_back({.name = "lse", .values = std::move(lse)});
+    return e;
+  }
+
+  static Cost cost(const Shape& s) {
+    const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T), keys = double(s.s0 + s.T), h = double(s.n_h);
+    const double pairs = T * double(s.s0) + T * (T + 1) / 2, w = h * double((s.d_n + s.d_v) * s.d_c);
+    return {2 * w * keys + 2 * h * double(s.d_n + s.d_r + s.d_v) * pairs,
+            e * (w + keys * double(s.d_c + s.d_r) + T * h * double(s.d_n + s.d_r + s.d_v)) + 4 * T * h,
+            s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+  }
+  // bf16: k and v are rounded between the products (one more rounding of 1.7e-3 each), so lse moves with the
+  // scores: sigma 2e-3 times a score of some units.
+  static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
+    if (s.dtype == spec::DType::bf16 && output == "lse") return {.rel_fro = 3e-3, .abs_rms = 3e-3, .rel = 3e-3, .abs = 0.05};
+    return attention_tolerance(s.dtype, output);
+  }
+
+  static std::vector<Case<Shape>> cases() {
+    using enum spec::DType;
+    std::vector<Case<Shape>> c;
+    c.push_back({{.T = 128, .n_h = 128}, Size::quick});
+    c.push_back({{.T = 512, .n_h = 16}, Size::quick});
+    c.push_back({{.T = 512, .n_h = 128}, Size::standard});
+    c.push_back({{.T = 2048, .n_h = 16}, Size::standard});
+    c.push_back({{.T = 128, .s0 = 1024, .n_h = 16}, Size::standard});
+    c.push_back({{.T = 512, .n_h = 16, .dtype = f32}, Size::standard});
+    c.push_back({{.T = 2048, .n_h = 128}, Size::full});
+    c.push_back({{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = f32}, Size::quick, true});
+    c.push_back({{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = bf16}, Size::quick, true});
+    c.push_back({{.T = 70, .s0 = 0, .n_h = 2, .d_n = 32, .d_r = 16, .d_v = 32, .d_c = 64, .dtype = bf16}, Size::quick, true});
+    return c;
+  }
+  static Support supported(const Shape& s) {
+    if (s.s0 < 0) return {Support::State::unsupported, "s0 must be >= 0"};
+    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
+      return {Support::State::unsupported, "f32 and bf16 only"};
+    return {};
+  }
+
+  using Core = void (*)(const spec::MlaPrefillArgs&) noexcept;
+  static Runner with_kv_b(Data& d, Core core, const std::string& isa) {
+    const Shape& s = d.shape;
+    auto kv = std::make_shared<kern::Buffer<uint8_t>>((s.s0 + s.T) * s.n_h * (s.d_n + s.d_v) * spec::dtype_bytes(s.dtype));
+    return Runner{.run =
+                      [&d, kv, core] {
+                        kern::gemm(d.kv_b(kv->data()));
+                        core(d.args(kv->data()));
+                      },
+                  .resolved_isa = isa};
+  }
+  static std::vector<Impl<MlaPrefill>> impls() {
+    std::vector<Impl<MlaPrefill>> v;
+    v.push_back({"cpu_simd", supported, [](Data& d) {
+                   return with_kv_b(d, kern::mla_prefill_cpu_simd, kern::attention_cpu_simd_isa(d.shape.dtype));
+                 }});
+    v.push_back({"cpu_onednn", supported,
+                 [](Data& d) { return with_kv_b(d, kern::mla_prefill_cpu_onednn, "oneDNN"); }, true});
+    v.push_back({"cpu_eigen", supported,
+                 [](Data& d) {
+                   struct Floats {
+                     std::vector<float> q, c, pe, w;
+                     Work<float> x;
+                   };
+                   auto f = std::make_shared<Floats>(
+                       Floats{floats_of(d.q), floats_of(d.c), floats_of(d.k_pe), floats_of(d.w_kvb), {}});
+                   return Runner{.run =
+                                     [&d, f] {
+                                       run_reference(d.shape, f->q.data(), f->c.data(), f->pe.data(), f->w.data(), f->x,
+                                                     d.lse.as<float>());
+                                       store_floats(f->x.o, d.o);
+                                     },
+                                 .resolved_isa = "baseline"};
+                 },
+                 true});
+    return v;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_mla_prefill_op() { return make_op<MlaPrefill>(); }
+
+}  // namespace v3b::bench
