@@ -13,7 +13,7 @@ namespace {
 
 // Up to here the streaming form wins (measured): beyond, widening once per six rows costs more than
 // packing.
-constexpr int64_t kGemvRows = 12;
+constexpr int64_t kGemvRows = 24;
 constexpr int64_t kParallelFromBytes = 128 << 10;  // of weights
 
 void zero_c(const spec::Fp8GemmArgs& a) {

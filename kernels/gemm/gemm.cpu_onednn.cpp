@@ -243,7 +243,8 @@ constexpr double kExactFromFlop = 1e9;  // >= 2.5 ms: a new primitive costs litt
 
 int64_t cut(int64_t n) { return n <= kExactTo || n % kGrain == 0 ? n : n / kGrain * kGrain; }
 
-void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc) {
+void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc,
+               bool may_stream) {
   const double flop = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) *
                       static_cast<double>(g.K) * static_cast<double>(count);
   const int64_t m = cut(g.M), n = cut(g.N), k = g.c_type == DType::f32 ? cut(g.K) : g.K;
@@ -265,9 +266,9 @@ void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t
     tail.b = at(g.b, g.trans_b ? k : k * g.ldb, g.ab_type);
     tail.accumulate = true;
   }
-  run_split(head, count, sa, sb, sc);
-  if (count == 1 && gemv_takes(tail)) return gemv(tail);
-  run_split(tail, count, sa, sb, sc);
+  run_split(head, count, sa, sb, sc, may_stream);
+  if (may_stream && count == 1 && gemv_takes(tail)) return gemv(tail);
+  run_split(tail, count, sa, sb, sc, may_stream);
 }
 
 }  // namespace
@@ -279,14 +280,46 @@ void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t st
       if (gemv_takes(g)) return gemv(g);
       stride_a = stride_b = stride_c = 0;
     }
-    run_split(g, count, stride_a, stride_b, stride_c);
-  } catch (const dnnl::error& e) {
-    die(g, e.what());
+    run_split(g, count, stride_a, stride_b, stride_c, true);
   } catch (const std::exception& e) {
     die(g, e.what());
   }
 }
 
 void gemm(const GemmArgs& g) noexcept { gemm_batched(g, 1, 0, 0, 0); }
+
+void gemm_onednn(const GemmArgs& g) noexcept {
+  try {
+    run_split(g, 1, 0, 0, 0, false);
+  } catch (const std::exception& e) {
+    die(g, e.what());
+  }
+}
+
+std::string gemm_onednn_isa() {
+  (void)cpu_engine();
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::avx2:
+      return "oneDNN:avx2";
+    case dnnl::cpu_isa::avx2_vnni:
+      return "oneDNN:avx2_vnni";
+    case dnnl::cpu_isa::avx2_vnni_2:
+      return "oneDNN:avx2_vnni_2";
+    case dnnl::cpu_isa::avx512_core:
+      return "oneDNN:avx512_core";
+    case dnnl::cpu_isa::avx512_core_vnni:
+      return "oneDNN:avx512_core_vnni";
+    case dnnl::cpu_isa::avx512_core_bf16:
+      return "oneDNN:avx512_core_bf16";
+    case dnnl::cpu_isa::avx512_core_fp16:
+      return "oneDNN:avx512_core_fp16";
+    case dnnl::cpu_isa::avx512_core_amx:
+      return "oneDNN:avx512_core_amx";
+    case dnnl::cpu_isa::avx512_core_amx_fp16:
+      return "oneDNN:avx512_core_amx_fp16";
+    default:
+      return "oneDNN:other";
+  }
+}
 
 }  // namespace v3b::kern

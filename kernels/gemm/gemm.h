@@ -2,6 +2,7 @@
 // them, else oneDNN's fallback), with a primitive cache. SPEC 0.1: weights are [out, in], y = x W^T.
 #pragma once
 #include <cstdint>
+#include <string>
 
 #include "reference/spec/dtype.h"
 
@@ -25,6 +26,9 @@ struct GemmArgs {
 void gemm(const GemmArgs& g) noexcept;
 // Same for `count` independent problems of equal shape at element strides (batched matmul, e.g. heads).
 void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b, int64_t stride_c) noexcept;
+// The same through oneDNN alone, without the streaming kernel for few rows (gemv.h): the baseline's form.
+void gemm_onednn(const GemmArgs& g) noexcept;
+std::string gemm_onednn_isa();   // "oneDNN:avx512_core_bf16", what oneDNN dispatches to here
 // M varies from call to call in expert layers; shapes are bucketed inside, so a varying M builds few primitives.
 
 // Row-wise conversions, OpenMP and SIMD: n elements.

@@ -1,6 +1,11 @@
 // Dot products along K with VDPBF16PS: both operands are contiguous there, so nothing is packed.
 // Four weight rows at a time against up to six activation rows: 24 accumulators, 4 + 1 loads for 24
 // dot steps; the four weight rows stay in L1 while further groups of activation rows go over them.
+// One or two rows take eight weight rows at a time: four dot chains would wait for their own
+// latency (6 cycles a step), and eight sums across lanes together cost three operations each.
+// GCC 12 warns about the undefined registers inside its own AVX-512 headers (its bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include "kernels/gemm/gemv.h"
 
 #include <immintrin.h>
@@ -16,13 +21,35 @@ inline __m512bh load_tail(const spec::bf16* p, __mmask32 mask) noexcept {
   return (__m512bh)_mm512_maskz_loadu_epi16(mask, p);
 }
 
-// Not _mm512_reduce_add_ps: GCC 12's header reads an undefined register there and warns about it.
-inline float sum(__m512 v) noexcept {
-  const __m256 h = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, v, 0),
-                                 _mm512_maskz_extractf32x8_ps(0xff, v, 1));
-  __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+// In each 128-bit lane the sums of the four registers' lanes.
+inline __m512 sum_lanes4(const __m512* v) noexcept {
+  const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+  const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+  const __m512d ad = _mm512_castps_pd(a), bd = _mm512_castps_pd(b);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ad, bd)),
+                       _mm512_castpd_ps(_mm512_unpackhi_pd(ad, bd)));
+}
+// Sums of four and of eight registers; the same additions in the same order as of one, so that a
+// result does not depend on how many rows were taken together.
+inline void sums(const __m512 (&v)[4], float* out) noexcept {
+  const __m512 q = sum_lanes4(v);
+  const __m512 h = _mm512_add_ps(q, _mm512_shuffle_f32x4(q, q, 0xee));
+  const __m256 l = _mm512_castps512_ps256(h);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(l), _mm256_extractf128_ps(l, 1)));
+}
+inline void sums(const __m512 (&v)[8], float* out) noexcept {
+  const __m512 q = sum_lanes4(v), r = sum_lanes4(v + 4);
+  const __m512 h =
+      _mm512_add_ps(_mm512_shuffle_f32x4(q, r, 0x44), _mm512_shuffle_f32x4(q, r, 0xee));
+  const __m512 s =
+      _mm512_add_ps(_mm512_shuffle_f32x4(h, h, 0x88), _mm512_shuffle_f32x4(h, h, 0xdd));
+  _mm256_storeu_ps(out, _mm512_castps512_ps256(s));
+}
+inline void sums(const __m512 (&v)[1], float* out) noexcept {
+  const __m512 four[4] = {v[0], v[0], v[0], v[0]};
+  float same[4];
+  sums(four, same);
+  *out = same[0];
 }
 
 inline void put(const GemmArgs& g, int64_t m, int64_t n, float v) noexcept {
@@ -61,7 +88,9 @@ void tile(const GemmArgs& g, int64_t m0, int64_t n0) noexcept {
     }
   }
   for (int i = 0; i < MB; ++i) {
-    for (int j = 0; j < NB; ++j) put(g, m0 + i, n0 + j, sum(acc[i][j]));
+    float total[NB];
+    sums(acc[i], total);
+    for (int j = 0; j < NB; ++j) put(g, m0 + i, n0 + j, total[j]);
   }
 }
 
@@ -100,6 +129,11 @@ void column(const GemmArgs& g, int64_t n0) noexcept {
 
 void gemv_rows_avx512bf16(const GemmArgs& g, int64_t n0, int64_t n1) noexcept {
   int64_t n = n0;
+  if (g.M == 1) {
+    for (; n + 8 <= n1; n += 8) tile<1, 8>(g, 0, n);
+  } else if (g.M == 2) {
+    for (; n + 8 <= n1; n += 8) tile<2, 8>(g, 0, n);
+  }
   for (; n + 4 <= n1; n += 4) column<4>(g, n);
   for (; n < n1; ++n) column<1>(g, n);
 }
