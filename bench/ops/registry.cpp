@@ -13,6 +13,11 @@ std::unique_ptr<OpBase> make_attention_decode_op();
 std::unique_ptr<OpBase> make_mla_prefill_op();
 std::unique_ptr<OpBase> make_mla_decode_op();
 std::unique_ptr<OpBase> make_mla_cache_write_op();
+std::unique_ptr<OpBase> make_gemm_op();
+std::unique_ptr<OpBase> make_fp8_quant_op();
+std::unique_ptr<OpBase> make_fp8_gemm_op();
+std::unique_ptr<OpBase> make_lm_head_ce_op();
+std::unique_ptr<OpBase> make_topk_backward_op();
 
 std::vector<std::unique_ptr<OpBase>> all_ops() {
   std::vector<std::unique_ptr<OpBase>> ops;
@@ -26,6 +31,11 @@ std::vector<std::unique_ptr<OpBase>> all_ops() {
   ops.push_back(make_mla_prefill_op());
   ops.push_back(make_mla_decode_op());
   ops.push_back(make_mla_cache_write_op());
+  ops.push_back(make_gemm_op());
+  ops.push_back(make_fp8_quant_op());
+  ops.push_back(make_fp8_gemm_op());
+  ops.push_back(make_lm_head_ce_op());
+  ops.push_back(make_topk_backward_op());
   return ops;
 }
 

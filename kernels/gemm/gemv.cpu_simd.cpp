@@ -80,6 +80,8 @@ void rows(const GemmArgs& g, int64_t n0, int64_t n1) {
   }
 }
 
+const char* isa() { return hwy::TargetName(HWY_TARGET); }
+
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace v3b::kern
@@ -88,11 +90,17 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace v3b::kern {
 HWY_EXPORT(rows);
+HWY_EXPORT(isa);
 
 namespace {
 constexpr int64_t kStreamFromBytes = 2 << 20;
 constexpr int64_t kParallelFromBytes = 256 << 10;  // of weights; below it one core is done sooner
 }  // namespace
+
+std::string gemv_isa(spec::DType ab_type) {
+  if (ab_type == spec::DType::bf16 && cpu_features().avx512_bf16) return "avx512_bf16";
+  return HWY_DYNAMIC_DISPATCH(isa)();
+}
 
 bool gemv_takes(const GemmArgs& g) noexcept {
   if (g.trans_a || !g.trans_b || g.M < 1 || g.K < 1) return false;

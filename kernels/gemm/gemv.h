@@ -1,6 +1,8 @@
 // Few rows times a big weight matrix (decode): no packing, the weights stream through once.
 // Internal to gemm(), which asks gemv_takes() first. SPEC 0.1: y = x W^T, W [N, K].
 #pragma once
+#include <string>
+
 #include "kernels/gemm/gemm.h"
 
 namespace v3b::kern {
@@ -10,6 +12,7 @@ namespace v3b::kern {
 bool gemv_takes(const GemmArgs& g) noexcept;
 // Same contract as gemm(); only for problems that gemv_takes() accepts.
 void gemv(const GemmArgs& g) noexcept;
+std::string gemv_isa(spec::DType ab_type);  // what gemv() dispatches to for these operands
 
 // Rows [n0, n1) of B against all M rows of A, one thread. Entry point of the AVX512_BF16 file; bf16
 // only.

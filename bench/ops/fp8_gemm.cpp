@@ -1,0 +1,216 @@
+// Block-scaled FP8 product: everything the suite knows about this op.
+#include "reference/fp8_gemm.h"
+
+#include <cmath>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "bench/ops/gemm_common.h"
+#include "bench/ops/registry.h"
+#include "kernels/gemm/fp8.h"
+#include "kernels/gemm/gemm.h"
+#include "reference/fp8_quant.h"
+#include "reference/rmsnorm.h"
+
+namespace v3b::bench {
+namespace {
+
+using spec::DType;
+using spec::fp8_blocks;
+
+struct Fp8Gemm {
+  static constexpr const char* name = "fp8_gemm";
+  static constexpr bool exact_fill = true;
+  using Shape = spec::Fp8GemmShape;
+
+  struct Data {
+    Shape shape;
+    Fill fill = Fill::real;
+    HostTensor qa, sa, qb, sb, c;
+    std::vector<HostTensor*> tensors() { return {&qa, &sa, &qb, &sb, &c}; }
+    spec::Fp8GemmArgs args() {
+      return {shape.m,        shape.n,
+              shape.k,        qa.as<spec::f8e4m3>(),
+              sa.as<float>(), qb.as<spec::f8e4m3>(),
+              sb.as<float>(), shape.dtype,
+              c.data()};
+    }
+  };
+
+  // Codes as quantised normal values have them (largest near 448); scales spread over a factor
+  // of 8. For the exact fill, integers and powers of two.
+  static std::unique_ptr<Data> make(const Shape& s, Fill fill, uint64_t seed) {
+    auto d = std::make_unique<Data>();
+    d->shape = s;
+    d->fill = fill;
+    d->qa = HostTensor("qa", Role::input, DType::f8e4m3, {s.m, s.k});
+    d->qb = HostTensor("qb", Role::input, DType::f8e4m3, {s.n, s.k});
+    d->sa = HostTensor("sa", Role::input, DType::f32, {s.m, fp8_blocks(s.k)});
+    d->sb = HostTensor("sb", Role::input, DType::f32, {fp8_blocks(s.n), fp8_blocks(s.k)});
+    d->c = HostTensor("c", Role::output, s.dtype, {s.m, s.n});
+    if (fill == Fill::exact) {
+      d->qa.fill_exact(seed);
+      d->qb.fill_exact(seed + 1);
+    } else {
+      d->qa.fill_real(seed, 150.0, false);
+      d->qb.fill_real(seed + 1, 110.0, false);
+    }
+    d->sa.fill_real(seed + 2, 1.0, false);
+    d->sb.fill_real(seed + 3, 1.0, false);
+    const auto shape_scales = [&](HostTensor& t, bool pow2, float unit) {
+      for (float* p = t.as<float>(); p != t.as<float>() + t.numel(); ++p) {
+        const float e = std::min(1.5F, std::max(-1.5F, *p));
+        *p = unit * std::exp2(pow2 ? std::round(e) : e);
+      }
+    };
+    const bool exact = fill == Fill::exact;
+    shape_scales(d->sa, exact || s.act_scale == spec::ActScale::ue8m0, exact ? 1.0F : 0x1p-7F);
+    shape_scales(d->sb, exact, exact ? 1.0F : 1e-4F);
+    return d;
+  }
+
+  static Expected reference(const Data& d) {
+    const Shape& s = d.shape;
+    // The columns judged, as a product of their own: rows of qb gathered, each with its row block's
+    // scales.
+    const auto columns = judged_columns(s.m, s.n, s.k);
+    const int64_t kb = fp8_blocks(s.k);
+    std::vector<double> c(size_t(s.m * s.n), std::numeric_limits<double>::quiet_NaN()), part;
+    std::vector<spec::f8e4m3> rows;
+    for (size_t j0 = 0; j0 < columns.size();) {
+      size_t j1 = j0;  // columns of one 128-block at a time
+      while (j1 < columns.size() && columns[j1] / 128 == columns[j0] / 128) ++j1;
+      const auto n = int64_t(j1 - j0);
+      rows.resize(size_t(n * s.k));
+      part.assign(size_t(s.m * n), 0.0);
+      for (int64_t j = 0; j < n; ++j)
+        std::copy_n(d.qb.as<spec::f8e4m3>() + columns[j0 + size_t(j)] * s.k, s.k,
+                    rows.data() + j * s.k);
+      ref::fp8_gemm<double>(s.m, n, s.k, d.qa.as<spec::f8e4m3>(), d.sa.as<float>(), rows.data(),
+                            d.sb.as<float>() + columns[j0] / 128 * kb, part.data());
+      for (int64_t i = 0; i < s.m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          const double v = part[size_t(i * n + j)];
+          c[size_t(i * s.n + columns[j0 + size_t(j)])] =
+              d.fill == Fill::exact ? ref::round_to(v, s.dtype) : v;
+        }
+      j0 = j1;
+    }
+    Expected e;
+    e.tensors.push_back({.name = "c", .values = std::move(c)});
+    return e;
+  }
+
+  static Cost cost(const Shape& s) {
+    const double m = double(s.m), n = double(s.n), k = double(s.k), kb = double(fp8_blocks(s.k));
+    return {2 * m * n * k,
+            m * k + n * k + 4 * m * kb + 4 * double(fp8_blocks(s.n)) * kb +
+                double(spec::dtype_bytes(s.dtype)) * m * n,
+            "bf16"};
+  }
+
+  static Tolerance tolerance(const Shape& s, Fill fill, const std::string&) {
+    return product_tolerance(fill, s.k, s.dtype);  // on the dequantised operands, fp32 accumulators
+  }
+
+  static std::vector<Case<Shape>> cases() {
+    using enum spec::DType;
+    std::vector<Case<Shape>> c;
+    const auto add = [&](int64_t m, int64_t n, int64_t k, Size size, DType out = bf16) {
+      c.push_back({{.m = m, .n = n, .k = k, .dtype = out}, size});
+    };
+    add(1, 7168, 2048, Size::quick);
+    add(32, 7168, 2048, Size::quick);
+    add(128, 7168, 2048, Size::quick);
+    const int64_t v3[][2] = {{2112, 7168},  {576, 7168},  {24576, 1536}, {32768, 512},
+                             {7168, 16384}, {4096, 7168}, {7168, 2048}};
+    for (const int64_t m : {1, 8, 32, 128, 512})
+      for (const auto& s : v3) {
+        const bool have = s[0] == 7168 && s[1] == 2048 && (m == 1 || m == 32 || m == 128);
+        if (!have)
+          add(m, s[0], s[1],
+              (m == 1 || m == 128) && s[0] * s[1] < 40000000 ? Size::standard : Size::full);
+      }
+    const int64_t v2_lite[][2] = {{3072, 2048}, {2816, 2048}, {2048, 1408}};
+    for (const int64_t m : {1, 128})
+      for (const auto& s : v2_lite) add(m, s[0], s[1], Size::full);
+    add(512, 4096, 7168, Size::full, f32);
+    c.push_back({{.m = 128, .n = 4096, .k = 7168, .act_scale = spec::ActScale::ue8m0}, Size::full});
+    for (const auto& s : {std::array<int64_t, 3>{1, 1, 1},
+                          {5, 64, 256},
+                          {12, 63, 200},
+                          {13, 200, 129},
+                          {25, 65, 130},
+                          {130, 192, 77},
+                          {400, 70, 260},
+                          {37, 576, 512}})
+      for (const DType out : {bf16, f32})
+        c.push_back({{.m = s[0], .n = s[1], .k = s[2], .dtype = out}, Size::quick, true});
+    return c;
+  }
+
+  static std::vector<Impl<Fp8Gemm>> impls() {
+    std::vector<Impl<Fp8Gemm>> v;
+    v.push_back({"cpu_avx512bf16",
+                 [](const Shape&) -> Support {
+                   if (kern::fp8_gemm_avx512bf16_supported()) return {};
+                   return {Support::State::unsupported, "needs AVX512_BF16 and AVX512_VBMI"};
+                 },
+                 [](Data& d) {
+                   return Runner{.run = [a = d.args()] { kern::fp8_gemm_cpu_avx512bf16(a); },
+                                 .resolved_isa = "avx512_bf16+vbmi"};
+                 }});
+    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+                   return Runner{.run = [a = d.args()] { kern::fp8_gemm_cpu_simd(a); },
+                                 .resolved_isa = kern::fp8_gemm_cpu_simd_isa()};
+                 }});
+    // oneDNN 3.2 has no FP8: the weights become fp32 beforehand (4 bytes instead of 1), the
+    // activations in the run.
+    v.push_back({"cpu_onednn", nullptr,
+                 [](Data& d) {
+                   const Shape& s = d.shape;
+                   auto w = std::make_shared<std::vector<float>>(size_t(s.n * s.k));
+                   auto x = std::make_shared<std::vector<float>>(size_t(s.m * s.k));
+                   kern::fp8_dequant_weight(s.n, s.k, d.qb.as<spec::f8e4m3>(), d.sb.as<float>(),
+                                            DType::f32, w->data());
+                   return Runner{
+                       .run =
+                           [&d, w, x] {
+                             const Shape& s = d.shape;
+                             ref::fp8_dequantize_act<float>(s.m, s.k, d.qa.as<spec::f8e4m3>(),
+                                                            d.sa.as<float>(), x->data());
+                             kern::GemmArgs g;
+                             g.M = s.m, g.N = s.n, g.K = s.k, g.a = x->data(), g.lda = s.k;
+                             g.b = w->data(), g.ldb = s.k, g.c = d.c.data(), g.ldc = s.n;
+                             g.ab_type = DType::f32, g.c_type = s.dtype;
+                             kern::gemm_onednn(g);
+                           },
+                       .resolved_isa = kern::gemm_onednn_isa()};
+                 },
+                 true});
+    v.push_back({"cpu_eigen",
+                 [](const Shape& s) {
+                   return too_slow_for_eigen(2.0 * double(s.m) * double(s.n) * double(s.k));
+                 },
+                 [](Data& d) {
+                   auto c = std::make_shared<std::vector<float>>(d.c.numel());
+                   return Runner{.run =
+                                     [&d, c] {
+                                       const auto a = d.args();
+                                       ref::fp8_gemm<float>(a.m, a.n, a.k, a.qa, a.sa, a.qb, a.sb,
+                                                            c->data());
+                                       for (int64_t i = 0; i < d.c.numel(); ++i)
+                                         d.c.set(i, (*c)[size_t(i)]);
+                                     },
+                                 .resolved_isa = "baseline"};
+                 },
+                 true});
+    return v;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_fp8_gemm_op() { return make_op<Fp8Gemm>(); }
+
+}  // namespace v3b::bench

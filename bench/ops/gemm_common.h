@@ -1,0 +1,50 @@
+// Shared by the declarations of the matrix-product ops: which columns of C are judged, and the
+// tolerance that follows from the arithmetic.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "bench/harness/op.h"
+
+namespace v3b::bench {
+
+// The float64 reference of a product beyond this is cut to a sample of columns, the first, the last
+// and others spread over all residues of 64; unjudged elements are NaN in Expected.
+inline constexpr double kReferenceFlop = 2e10;
+
+inline std::vector<int64_t> judged_columns(int64_t m, int64_t n, int64_t k) {
+  const double flop = 2.0 * double(m) * double(n) * double(k);
+  std::vector<int64_t> c;
+  if (flop <= kReferenceFlop) {
+    for (int64_t j = 0; j < n; ++j) c.push_back(j);
+    return c;
+  }
+  const int64_t want = std::max<int64_t>(64, int64_t(double(n) * kReferenceFlop / flop));
+  const double step =
+      double(n - 1) / double(want - 1);  // not a multiple of a tile: hits every lane
+  for (int64_t i = 0; i < want; ++i)
+    c.push_back(std::min(n - 1, int64_t(std::lround(step * double(i)))));
+  c.erase(std::unique(c.begin(), c.end()), c.end());
+  return c;
+}
+
+// fp32 sums of k exact products in any order: the error of a sum is at most a few times
+// sqrt(k)*2^-24 of the size that sums have (SPEC 0.6: 1e-5 for k <= 18432), and one rounding of the
+// output.
+inline Tolerance product_tolerance(Fill fill, int64_t k, spec::DType out) {
+  if (fill == Fill::exact) return {};
+  Tolerance t{.rel_fro = 1e-5, .abs_rms = 8 * std::sqrt(double(k)) * 0x1p-24, .rel = 0x1p-22};
+  if (out == spec::DType::bf16)
+    t.rel_fro = 3e-3, t.rel = 0x1p-8 * 1.01;  // half an ulp is up to 2^-8
+  return t;
+}
+
+inline Support too_slow_for_eigen(double flop) {
+  if (flop <= 6e10) return {};
+  return {Support::State::unsupported, "plain form, more than 60 GFLOP a run"};
+}
+
+}  // namespace v3b::bench
