@@ -8,6 +8,7 @@
 namespace v3b::rep {
 
 std::vector<std::string> table_bench(const CsvTable& t);  // table_bench.cpp
+std::vector<std::string> table_kv_cache(const CsvTable& t);  // table_kv_cache.cpp
 
 namespace {
 
@@ -29,7 +30,7 @@ std::vector<std::string> table_generic(const CsvTable& t) {
 const std::vector<TableKind>& table_kinds() {
   static const std::vector<TableKind> kinds = {
       {"bench.csv", "Components: verdict and time", table_bench},
-      {"kv_cache.csv", "KV cache: memory and decode step", table_generic},
+      {"kv_cache.csv", "KV cache: memory and decode step", table_kv_cache},
       {"expert_load.csv", "Expert load", table_generic},
       {"yarn_perplexity.csv", "Perplexity past the trained context", table_generic},
       {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_generic},
