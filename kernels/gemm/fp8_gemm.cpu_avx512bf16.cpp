@@ -25,15 +25,14 @@ constexpr int64_t kBlock = 128;
 constexpr int kRows = 6;
 constexpr int64_t kAhead = 2048;  // bytes of weights to prefetch ahead
 
-// Byte tables and orders; plain arrays filled once per call of an entry point (1 us).
-struct Tables {
-  __m512i lo0, lo1, hi0, hi1;  // low and high byte of the bf16 of codes 0..63 and 64..127
-  __m512i sign;
-  __m512i first, second;  // where the bytes of the two result registers come from
+// Byte tables and orders, made by the compiler: building them at run time took as long as a small
+// expert's block of rows.
+struct Bytes {
+  uint8_t lo[128], hi[128];  // of the bf16 of codes 0..127
+  uint8_t first[64], second[64];
 };
-
-inline Tables make_tables(bool pairs) noexcept {
-  alignas(64) uint8_t lo[128], hi[128], first[64], second[64];
+constexpr Bytes make_bytes(bool pairs) noexcept {
+  Bytes b{};
   for (int c = 0; c < 128; ++c) {
     const uint32_t e = static_cast<uint32_t>(c) >> 3, m = static_cast<uint32_t>(c) & 7u;
     uint32_t bits = ((e + 120u) << 7) | (m << 4);
@@ -45,22 +44,33 @@ inline Tables make_tables(bool pairs) noexcept {
       }
     }
     if (c == 127) bits = 0x7fc0u;
-    lo[c] = static_cast<uint8_t>(bits);
-    hi[c] = static_cast<uint8_t>(bits >> 8);
+    b.lo[c] = static_cast<uint8_t>(bits);
+    b.hi[c] = static_cast<uint8_t>(bits >> 8);
   }
   for (int i = 0; i < 32; ++i) {
     // rows: codes in order. pairs: of each dword of four codes, the first two, then the last two.
     const int f = pairs ? i / 2 * 4 + i % 2 : i, s = pairs ? f + 2 : i + 32;
-    first[2 * i] = static_cast<uint8_t>(f), first[2 * i + 1] = static_cast<uint8_t>(64 + f);
-    second[2 * i] = static_cast<uint8_t>(s), second[2 * i + 1] = static_cast<uint8_t>(64 + s);
+    b.first[2 * i] = static_cast<uint8_t>(f), b.first[2 * i + 1] = static_cast<uint8_t>(64 + f);
+    b.second[2 * i] = static_cast<uint8_t>(s), b.second[2 * i + 1] = static_cast<uint8_t>(64 + s);
   }
-  return {_mm512_load_si512(lo),
-          _mm512_load_si512(lo + 64),
-          _mm512_load_si512(hi),
-          _mm512_load_si512(hi + 64),
+  return b;
+}
+alignas(64) constexpr Bytes kInOrder = make_bytes(false), kPairs = make_bytes(true);
+
+struct Tables {
+  __m512i lo0, lo1, hi0, hi1;  // low and high byte of the bf16 of codes 0..63 and 64..127
+  __m512i sign;
+  __m512i first, second;  // where the bytes of the two result registers come from
+};
+
+inline Tables load_tables(const Bytes& b) noexcept {
+  return {_mm512_loadu_si512(b.lo),
+          _mm512_loadu_si512(b.lo + 64),
+          _mm512_loadu_si512(b.hi),
+          _mm512_loadu_si512(b.hi + 64),
           _mm512_set1_epi8(static_cast<char>(0x80)),
-          _mm512_load_si512(first),
-          _mm512_load_si512(second)};
+          _mm512_loadu_si512(b.first),
+          _mm512_loadu_si512(b.second)};
 }
 
 // 64 codes -> 2 x 32 bf16.
@@ -104,7 +114,8 @@ void gemv_tile(const spec::Fp8GemmArgs& g, const Tables& t, const bf16* a, int64
     for (int j = 0; j < NB; ++j) {
       const f8e4m3* q = g.qb + (n0 + j) * g.k + b * kBlock;
       const int64_t left = g.k - b * kBlock;
-      // The rows lie one behind the other, but pages end every 4 KiB and the hardware's prefetch with them.
+      // The rows lie one behind the other, but pages end every 4 KiB and the hardware's prefetch
+      // with them.
       _mm_prefetch(reinterpret_cast<const char*>(q) + kAhead, _MM_HINT_T0);
       _mm_prefetch(reinterpret_cast<const char*>(q) + kAhead + 64, _MM_HINT_T0);
       widen(t, load_codes(q, left), w[j][0], w[j][1]);
@@ -242,7 +253,7 @@ void tile(const bf16* a, int64_t kp, const __m512i* panel, const float* sa, int6
 
 void fp8_widen_rows_avx512bf16(const f8e4m3* q, int64_t rows, int64_t k, int64_t kp,
                                bf16* out) noexcept {
-  const Tables t = make_tables(false);
+  const Tables t = load_tables(kInOrder);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < kp; c += 64) {
       __m512i first, second;
@@ -255,7 +266,7 @@ void fp8_widen_rows_avx512bf16(const f8e4m3* q, int64_t rows, int64_t k, int64_t
 
 void fp8_gemv_avx512bf16(const spec::Fp8GemmArgs& g, const bf16* a, int64_t kp, int64_t n0,
                          int64_t n1) noexcept {
-  const Tables t = make_tables(false);
+  const Tables t = load_tables(kInOrder);
   int64_t n = n0;
   for (; n + 2 <= n1; n += 2) gemv_column<2>(g, t, a, kp, n);
   for (; n < n1; ++n) gemv_column<1>(g, t, a, kp, n);
@@ -263,7 +274,7 @@ void fp8_gemv_avx512bf16(const spec::Fp8GemmArgs& g, const bf16* a, int64_t kp, 
 
 void fp8_tile_avx512bf16(const spec::Fp8GemmArgs& g, const bf16* a, int64_t kp, int64_t n0,
                          int64_t m0, int64_t m1, void* scratch) noexcept {
-  const Tables t = make_tables(true);
+  const Tables t = load_tables(kPairs);
   auto* panel = static_cast<__m512i*>(scratch);
   float* c = reinterpret_cast<float*>(static_cast<char*>(scratch) + 64 * 64 * 4);
   const int64_t kb = kp / kBlock;
