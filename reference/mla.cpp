@@ -43,6 +43,7 @@ template <class S>
 void mla_expand(const MlaShape& m, int64_t s, const S* c, const S* k_pe, const S* w_kvb, S* k,
                 S* v) {
   const In<S> C = head(c, s, 1, m.d_c, 0, 0, m.d_c), Kpe = head(k_pe, s, 1, m.d_r, 0, 0, m.d_r);
+#pragma omp parallel for if (s * m.n_h > 512)
   for (int64_t h = 0; h < m.n_h; ++h) {
     head(k, s, m.n_h, m.d_qk(), h, 0, m.d_n).noalias() = C * w_uk(m, w_kvb, h).transpose();
     head(k, s, m.n_h, m.d_qk(), h, m.d_n, m.d_r) = Kpe;

@@ -100,11 +100,12 @@ struct MlaPrefill {
             e * (w + keys * double(s.d_c + s.d_r) + T * h * double(s.d_n + s.d_r + s.d_v)) + 4 * T * h,
             s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
   }
-  // bf16: k and v are rounded between the products (one more rounding of 1.7e-3 each), so lse moves with the
-  // scores: sigma 2e-3 times a score of some units.
+  // bf16: k and v are rounded between the products. A score is then off by sigma 4e-3 (1.7e-3 of its own spread of
+  // about 2.4), which shows in lse and, in rows of few keys, in o.
   static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
-    if (s.dtype == spec::DType::bf16 && output == "lse") return {.rel_fro = 3e-3, .abs_rms = 3e-3, .rel = 3e-3, .abs = 0.05};
-    return attention_tolerance(s.dtype, output);
+    if (s.dtype == spec::DType::f32) return attention_tolerance(s.dtype, output);
+    if (output == "lse") return {.rel_fro = 3e-3, .abs = 0.03};
+    return {.rel_fro = 6e-3, .abs_rms = 5e-3, .rel = 2.01 / 128, .abs = 0.02};
   }
 
   static std::vector<Case<Shape>> cases() {
