@@ -348,7 +348,7 @@ TrainResult train(const TrainOptions& o) {
   double busy = 0;
   for (const TrainRow& r : result.rows) busy += 1 / r.tokens_per_s;
   if (busy > 0) result.tokens_per_s = static_cast<double>(result.rows.size()) / busy;
-  if (!result.interrupted) result.validation = evaluate(*step, val_text, tokenizer, S, 0);
+  if (!result.interrupted) result.validation = evaluate(*step, val_text, tokenizer, S, o.final_validate_tokens);
   if (progress.on && progress.tty) std::fputc('\n', stderr);
   return result;
 }

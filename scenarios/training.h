@@ -58,6 +58,7 @@ struct TrainOptions {
   uint64_t seed = 1;
   int64_t min_document_tokens = 0; // leave shorter documents out (long-context fine-tuning)
   int64_t log_every = 10, validate_every = 250, validate_tokens = 32768;
+  int64_t final_validate_tokens = 0;  // of the validation at the end; 0: the whole split
   double checkpoint_minutes = 5, export_minutes = 10;
   bool resume = false, exact = false;  // exact: float32 GEMMs
   bool quiet = false;              // no progress on stderr
