@@ -85,10 +85,12 @@ class Encoder {
     }
     return all;
   }
-  int64_t bytes(std::span<const int32_t> ids) const {  // of ids without bos
-    if (!tokenizer_) return static_cast<int64_t>(ids.size());
-    int64_t n = 0;
-    for (const int32_t id : ids) n += static_cast<int64_t>(tokenizer_->piece_bytes(id).size());
+  std::vector<int32_t> bytes(std::span<const int32_t> ids) const {  // of each; ids[0] is bos
+    std::vector<int32_t> n(ids.size(), 1);
+    if (tokenizer_)
+      for (size_t i = 0; i < ids.size(); ++i)
+        n[i] = static_cast<int32_t>(tokenizer_->piece_bytes(ids[i]).size());
+    if (!n.empty()) n[0] = 0;
     return n;
   }
 
@@ -159,14 +161,14 @@ TokenSet load_tokens(const CommonOptions& o, const LoadedModel& m, const TokenSe
     const auto& d = corpus.documents()[i];
     if (!t.domain.empty() && d.domain != t.domain && !file) continue;
     if (static_cast<int64_t>(ids[i].size()) < t.min_tokens) continue;
-    fit.push_back({d.id, d.domain, std::move(ids[i]), static_cast<int64_t>(d.text.size())});
+    fit.push_back({d.id, d.domain, std::move(ids[i]), {}, 0});
   }
   for (const int64_t i : spread(static_cast<int64_t>(fit.size()), t.max_docs)) {
     TokenDoc& doc = fit[static_cast<size_t>(i)];
-    if (t.max_tokens > 0 && static_cast<int64_t>(doc.ids.size()) > t.max_tokens) {
+    if (t.max_tokens > 0 && static_cast<int64_t>(doc.ids.size()) > t.max_tokens)
       doc.ids.resize(static_cast<size_t>(t.max_tokens));
-      doc.bytes = encoder.bytes(std::span<const int32_t>(doc.ids).subspan(1));
-    }
+    doc.token_bytes = encoder.bytes(doc.ids);
+    doc.bytes = std::accumulate(doc.token_bytes.begin(), doc.token_bytes.end(), int64_t{0});
     set.docs.push_back(std::move(doc));
   }
   if (set.docs.empty())

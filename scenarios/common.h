@@ -46,9 +46,10 @@ LoadedModel load_model(const CommonOptions& o);
 // ---- text
 // -------------------------------------------------------------------------------------------------
 struct TokenDoc {
-  std::string id, domain;    // domain: prose | code | text
-  std::vector<int32_t> ids;  // ids[0] is bos; the text's tokens follow
-  int64_t bytes = 0;         // of the text that ids[1..] stand for
+  std::string id, domain;            // domain: prose | code | text
+  std::vector<int32_t> ids;          // ids[0] is bos; the text's tokens follow
+  std::vector<int32_t> token_bytes;  // [ids] bytes that each token stands for; 0 for bos
+  int64_t bytes = 0;                 // of the text that ids[1..] stand for
 };
 struct TokenSet {
   std::vector<TokenDoc> docs;
