@@ -188,10 +188,7 @@ struct Fp8Gemm {
                        .resolved_isa = kern::gemm_onednn_isa()};
                  },
                  true});
-    v.push_back({"cpu_eigen",
-                 [](const Shape& s) {
-                   return too_slow_for_eigen(2.0 * double(s.m) * double(s.n) * double(s.k));
-                 },
+    v.push_back({"cpu_eigen", [](const Shape& s) { return eigen_support(s.m, s.n, s.k); },
                  [](Data& d) {
                    auto c = std::make_shared<std::vector<float>>(d.c.numel());
                    return Runner{.run =

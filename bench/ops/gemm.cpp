@@ -179,21 +179,16 @@ struct Gemm {
 
   static std::vector<Impl<Gemm>> impls() {
     std::vector<Impl<Gemm>> v;
-    v.push_back({"cpu_gemv",
-                 [](const Shape& s) -> Support {
-                   kern::GemmArgs g;
-                   g.M = s.m, g.N = s.n, g.K = s.k, g.trans_a = s.trans_a, g.trans_b = s.trans_b;
-                   g.ab_type = s.dtype, g.c_type = s.c_type;
-                   if (kern::gemv_takes(g)) return {};
-                   return {Support::State::unsupported, "for few rows times [n, k] weights only"};
-                 },
-                 [](Data& d) {
+    // What the model calls: the streaming kernel for few rows, oneDNN beyond.
+    v.push_back({"cpu_auto", nullptr, [](Data& d) {
+                   const kern::GemmArgs g = d.args();
                    return Runner{.run =
-                                     [&d, g = d.args()] {
+                                     [&d, g] {
                                        restore(d);
-                                       kern::gemv(g);
+                                       kern::gemm(g);
                                      },
-                                 .resolved_isa = kern::gemv_isa(d.shape.dtype)};
+                                 .resolved_isa = kern::gemv_takes(g) ? kern::gemv_isa(g.ab_type)
+                                                                     : kern::gemm_onednn_isa()};
                  }});
     v.push_back({"cpu_onednn", nullptr,
                  [](Data& d) {
@@ -205,10 +200,7 @@ struct Gemm {
                                  .resolved_isa = kern::gemm_onednn_isa()};
                  },
                  true});
-    v.push_back({"cpu_eigen",
-                 [](const Shape& s) {
-                   return too_slow_for_eigen(2.0 * double(s.m) * double(s.n) * double(s.k));
-                 },
+    v.push_back({"cpu_eigen", [](const Shape& s) { return eigen_support(s.m, s.n, s.k); },
                  [](Data& d) {
                    auto a = std::make_shared<std::vector<float>>(d.a.numel());
                    auto b = std::make_shared<std::vector<float>>(d.b.numel());

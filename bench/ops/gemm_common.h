@@ -14,15 +14,17 @@ namespace v3b::bench {
 // The float64 reference of a product beyond this is cut to a sample of columns, the first, the last
 // and others spread over all residues of 64; unjudged elements are NaN in Expected.
 inline constexpr double kReferenceFlop = 2e10;
+inline constexpr double kReferenceWeights = 4e7;  // elements of B as float64: 320 MB
 
 inline std::vector<int64_t> judged_columns(int64_t m, int64_t n, int64_t k) {
   const double flop = 2.0 * double(m) * double(n) * double(k);
+  const double part = std::min(kReferenceFlop / flop, kReferenceWeights / (double(n) * double(k)));
   std::vector<int64_t> c;
-  if (flop <= kReferenceFlop) {
+  if (!(part < 1)) {
     for (int64_t j = 0; j < n; ++j) c.push_back(j);
     return c;
   }
-  const int64_t want = std::max<int64_t>(64, int64_t(double(n) * kReferenceFlop / flop));
+  const int64_t want = std::max<int64_t>(64, int64_t(double(n) * part));
   const double step =
       double(n - 1) / double(want - 1);  // not a multiple of a tile: hits every lane
   for (int64_t i = 0; i < want; ++i)
@@ -42,9 +44,14 @@ inline Tolerance product_tolerance(Fill fill, int64_t k, spec::DType out) {
   return t;
 }
 
-inline Support too_slow_for_eigen(double flop) {
-  if (flop <= 6e10) return {};
-  return {Support::State::unsupported, "plain form, more than 60 GFLOP a run"};
+// The plain form with fp32 copies of its weights: not for shapes that would take minutes or half
+// the memory.
+inline Support eigen_support(int64_t m, int64_t n, int64_t k) {
+  if (2.0 * double(m) * double(n) * double(k) > 6e10)
+    return {Support::State::unsupported, "plain form, more than 60 GFLOP a run"};
+  if (n * k > 250000000)
+    return {Support::State::unsupported, "plain form keeps fp32 weights, over 1 GB"};
+  return {};
 }
 
 }  // namespace v3b::bench

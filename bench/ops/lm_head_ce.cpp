@@ -163,28 +163,22 @@ struct LmHeadCe {
                        .resolved_isa = kern::gemm_onednn_isa()};
                  },
                  true});
-    v.push_back(
-        {"cpu_eigen",
-         [](const Shape& s) {
-           Support too_slow = too_slow_for_eigen(2.0 * double(s.T) * double(s.V) * double(s.d));
-           if (s.V * s.d > 300000000)
-             return Support{Support::State::unsupported, "plain form keeps fp32 weights"};
-           return too_slow;
-         },
-         [](Data& d) {
-           auto h = std::make_shared<std::vector<float>>(d.h.numel());
-           auto w = std::make_shared<std::vector<float>>(d.w.numel());
-           for (int64_t i = 0; i < d.h.numel(); ++i) (*h)[size_t(i)] = float(d.h.get(i));
-           for (int64_t i = 0; i < d.w.numel(); ++i) (*w)[size_t(i)] = float(d.w.get(i));
-           return Runner{.run =
-                             [&d, h, w] {
-                               const auto a = d.args();
-                               ref::lm_head_ce<float>(a.T, a.d, a.V, h->data(), w->data(), a.labels,
-                                                      a.nll, a.lse, a.argmax, 8192);
-                             },
-                         .resolved_isa = "baseline"};
-         },
-         true});
+    v.push_back({"cpu_eigen", [](const Shape& s) { return eigen_support(s.T, s.V, s.d); },
+                 [](Data& d) {
+                   auto h = std::make_shared<std::vector<float>>(d.h.numel());
+                   auto w = std::make_shared<std::vector<float>>(d.w.numel());
+                   for (int64_t i = 0; i < d.h.numel(); ++i) (*h)[size_t(i)] = float(d.h.get(i));
+                   for (int64_t i = 0; i < d.w.numel(); ++i) (*w)[size_t(i)] = float(d.w.get(i));
+                   return Runner{.run =
+                                     [&d, h, w] {
+                                       const auto a = d.args();
+                                       ref::lm_head_ce<float>(a.T, a.d, a.V, h->data(), w->data(),
+                                                              a.labels, a.nll, a.lse, a.argmax,
+                                                              8192);
+                                     },
+                                 .resolved_isa = "baseline"};
+                 },
+                 true});
     return v;
   }
 };
