@@ -88,6 +88,17 @@ LoadMetrics load_metrics(int64_t E, const int64_t* load) {
   return m;
 }
 
+double max_vio_noise_floor(int64_t E, int64_t K, int64_t T) {
+  // E[max] = integral of 1 - F over x > 0 minus integral of F over x < 0, with F = Phi(x)^E.
+  double expected = 0;
+  constexpr double kStep = 1e-3;
+  for (double x = -9 + kStep / 2; x < 9; x += kStep) {
+    const double f = std::pow(0.5 * std::erfc(-x / std::sqrt(2.0)), static_cast<double>(E));
+    expected += kStep * (x > 0 ? 1 - f : -f);
+  }
+  return expected * std::sqrt(static_cast<double>(E) / static_cast<double>(K * T));
+}
+
 #define V3B_INSTANTIATE(S)                                                                                  \
   template S switch_loss<S>(int64_t, int64_t, int64_t, const S*, const int32_t*, S, S*);                    \
   template S sequence_loss<S>(int64_t, int64_t, int64_t, const S*, const int32_t*, spec::BalanceF, S, S*);  \

@@ -29,4 +29,7 @@ struct LoadMetrics {
 };
 LoadMetrics load_metrics(int64_t E, const int64_t* load);
 
+// What MaxVio comes to with balanced random routing of T tokens: E[max of E normals] * sqrt(E/(K*T)).
+double max_vio_noise_floor(int64_t E, int64_t K, int64_t T);
+
 }  // namespace v3b::ref
