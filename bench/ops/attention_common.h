@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,18 @@ inline Tolerance attention_tolerance(spec::DType dtype, const std::string& outpu
 inline Tolerance prefill_tolerance(spec::DType dtype, const std::string& output) {
   if (output == "lse" || dtype == spec::DType::f32) return attention_tolerance(dtype, output);
   return {.rel_fro = 6e-3, .abs_rms = 5e-3, .rel = 2.01 / 128, .abs = 6e-3};
+}
+
+// Shapes that the kernels take: positive dimensions, f32 or bf16.
+inline Support attention_support(spec::DType dtype, std::initializer_list<int64_t> dims,
+                                 int64_t n_h = 1, int64_t n_kv = 1) {
+  using State = Support::State;
+  if (std::any_of(dims.begin(), dims.end(), [](int64_t d) { return d < 1; }) || n_h < 1 || n_kv < 1)
+    return {State::unsupported, "dimensions must be >= 1"};
+  if (n_h % n_kv != 0) return {State::unsupported, "n_h must be a multiple of n_kv"};
+  if (dtype != spec::DType::f32 && dtype != spec::DType::bf16)
+    return {State::unsupported, "f32 and bf16 only"};
+  return {};
 }
 
 inline std::vector<float> floats_of(const HostTensor& t) {

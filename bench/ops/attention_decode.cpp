@@ -65,15 +65,22 @@ struct AttentionDecode {
 
   // One sequence and key/value head at a time; that is MQA with the group's heads.
   template <class S>
-  static void run_reference(const Shape& s, int64_t rows, const S* q, const S* k, const S* v, S* o, S* lse) {
+  static void run_reference(const Shape& s, int64_t rows, const S* q, const S* k, const S* v, S* o,
+                            S* lse) {
     const auto lengths = attention_lengths(s.B, s.s, s.min_s);
     const int64_t group = s.n_h / s.n_kv;
     for (int64_t b = 0; b < s.B; ++b)
       for (int64_t g = 0; g < s.n_kv; ++g) {
         const int64_t h = b * s.n_h + g * group, row = (b * s.n_kv + g) * rows;
-        const ref::AttentionShape a{.T = 1, .s0 = lengths[size_t(b)] - 1, .n_h = group, .n_kv = 1, .d_qk = s.d_qk,
-                                    .d_v = s.d_v, .scale = attention_scale(s.d_qk)};
-        ref::attention_core(a, q + h * s.d_qk, k + row * s.d_qk, v + row * s.d_v, o + h * s.d_v, lse + h);
+        const ref::AttentionShape a{.T = 1,
+                                    .s0 = lengths[size_t(b)] - 1,
+                                    .n_h = group,
+                                    .n_kv = 1,
+                                    .d_qk = s.d_qk,
+                                    .d_v = s.d_v,
+                                    .scale = attention_scale(s.d_qk)};
+        ref::attention_core(a, q + h * s.d_qk, k + row * s.d_qk, v + row * s.d_v, o + h * s.d_v,
+                            lse + h);
       }
   }
   static Expected reference(const Data& d) {
@@ -111,21 +118,42 @@ struct AttentionDecode {
     c.push_back({{.s = 32768, .n_h = 128, .n_kv = 1}, Size::full});
     c.push_back({{.s = 4096, .n_h = 32, .n_kv = 8, .dtype = f32}, Size::full});
     for (const auto dtype : {f32, bf16}) {
-      c.push_back({{.B = 3, .s = 131, .min_s = 0, .n_h = 6, .n_kv = 2, .d_qk = 23, .d_v = 17, .dtype = dtype},
-                   Size::quick, true});
-      c.push_back({{.B = 2, .s = 65, .min_s = 1, .n_h = 3, .n_kv = 3, .d_qk = 33, .d_v = 130, .dtype = dtype},
-                   Size::quick, true});
-      c.push_back({{.B = 2, .s = 700, .min_s = 640, .n_h = 5, .n_kv = 1, .d_qk = 48, .d_v = 32, .dtype = dtype},
-                   Size::quick, true});
+      c.push_back({{.B = 3,
+                    .s = 131,
+                    .min_s = 0,
+                    .n_h = 6,
+                    .n_kv = 2,
+                    .d_qk = 23,
+                    .d_v = 17,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.B = 2,
+                    .s = 65,
+                    .min_s = 1,
+                    .n_h = 3,
+                    .n_kv = 3,
+                    .d_qk = 33,
+                    .d_v = 130,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.B = 2,
+                    .s = 700,
+                    .min_s = 640,
+                    .n_h = 5,
+                    .n_kv = 1,
+                    .d_qk = 48,
+                    .d_v = 32,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
     }
     return c;
   }
 
   static Support supported(const Shape& s) {
-    if (s.n_kv < 1 || s.n_h % s.n_kv != 0) return {Support::State::unsupported, "n_h must be a multiple of n_kv"};
-    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
-      return {Support::State::unsupported, "f32 and bf16 only"};
-    return {};
+    return attention_support(s.dtype, {s.B, s.s, s.d_qk, s.d_v}, s.n_h, s.n_kv);
   }
 
   static std::vector<Impl<AttentionDecode>> impls() {
@@ -140,11 +168,12 @@ struct AttentionDecode {
                      std::vector<float> q, k, v, o;
                    };
                    auto f = std::make_shared<Floats>(
-                       Floats{floats_of(d.q), floats_of(d.k), floats_of(d.v), std::vector<float>(size_t(d.o.numel()))});
+                       Floats{floats_of(d.q), floats_of(d.k), floats_of(d.v),
+                              std::vector<float>(size_t(d.o.numel()))});
                    return Runner{.run =
                                      [&d, f] {
-                                       run_reference(d.shape, d.rows(), f->q.data(), f->k.data(), f->v.data(),
-                                                     f->o.data(), d.lse.as<float>());
+                                       run_reference(d.shape, d.rows(), f->q.data(), f->k.data(),
+                                                     f->v.data(), f->o.data(), d.lse.as<float>());
                                        store_floats(f->o, d.o);
                                      },
                                  .resolved_isa = "baseline"};

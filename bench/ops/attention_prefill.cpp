@@ -36,7 +36,12 @@ struct AttentionPrefill {
 
   static int64_t keys(const Shape& s) { return std::max<int64_t>(0, s.s0 + s.T); }
   static ref::AttentionShape ref_shape(const Shape& s) {
-    return {.T = s.T, .s0 = s.s0, .n_h = s.n_h, .n_kv = s.n_kv, .d_qk = s.d_qk, .d_v = s.d_v,
+    return {.T = s.T,
+            .s0 = s.s0,
+            .n_h = s.n_h,
+            .n_kv = s.n_kv,
+            .d_qk = s.d_qk,
+            .d_v = s.d_v,
             .scale = attention_scale(s.d_qk)};
   }
 
@@ -79,31 +84,42 @@ struct AttentionPrefill {
     using enum spec::DType;
     std::vector<Case<Shape>> c;
     c.push_back({{.T = 512, .n_h = 32, .n_kv = 8}, Size::quick});
-    c.push_back({{.T = 1024, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = bf16}, Size::quick});
+    c.push_back(
+        {{.T = 1024, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = bf16}, Size::quick});
     c.push_back({{.T = 512, .n_h = 32, .n_kv = 32}, Size::standard});
     c.push_back({{.T = 512, .n_h = 32, .n_kv = 1}, Size::standard});
     c.push_back({{.T = 256, .s0 = 2048, .n_h = 32, .n_kv = 8}, Size::standard});
     c.push_back({{.T = 2048, .n_h = 32, .n_kv = 8}, Size::standard});
     c.push_back({{.T = 512, .n_h = 32, .n_kv = 8, .dtype = f32}, Size::standard});
-    c.push_back({{.T = 4096, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = f32}, Size::standard});
-    c.push_back({{.T = 4096, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = bf16}, Size::standard});
-    c.push_back({{.T = 16384, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = bf16}, Size::full});
+    c.push_back(
+        {{.T = 4096, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = f32}, Size::standard});
+    c.push_back(
+        {{.T = 4096, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = bf16}, Size::standard});
+    c.push_back(
+        {{.T = 16384, .n_h = 8, .n_kv = 8, .d_qk = 48, .d_v = 32, .dtype = bf16}, Size::full});
     c.push_back({{.T = 2048, .n_h = 128, .n_kv = 128}, Size::full});
     for (const auto dtype : {f32, bf16}) {
-      c.push_back({{.T = 37, .s0 = 5, .n_h = 6, .n_kv = 2, .d_qk = 23, .d_v = 17, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.T = 1, .s0 = 0, .n_h = 3, .n_kv = 3, .d_qk = 16, .d_v = 8, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.T = 5, .s0 = -3, .n_h = 2, .n_kv = 1, .d_qk = 9, .d_v = 3, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.T = 301, .s0 = 0, .n_h = 3, .n_kv = 1, .d_qk = 64, .d_v = 80, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.T = 3, .s0 = 200, .n_h = 1, .n_kv = 1, .d_qk = 33, .d_v = 130, .dtype = dtype}, Size::quick, true});
+      c.push_back({{.T = 37, .s0 = 5, .n_h = 6, .n_kv = 2, .d_qk = 23, .d_v = 17, .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.T = 1, .s0 = 0, .n_h = 3, .n_kv = 3, .d_qk = 16, .d_v = 8, .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.T = 5, .s0 = -3, .n_h = 2, .n_kv = 1, .d_qk = 9, .d_v = 3, .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.T = 301, .s0 = 0, .n_h = 3, .n_kv = 1, .d_qk = 64, .d_v = 80, .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.T = 3, .s0 = 200, .n_h = 1, .n_kv = 1, .d_qk = 33, .d_v = 130, .dtype = dtype},
+                   Size::quick,
+                   true});
     }
     return c;
   }
 
   static Support supported(const Shape& s) {
-    if (s.n_kv < 1 || s.n_h % s.n_kv != 0) return {Support::State::unsupported, "n_h must be a multiple of n_kv"};
-    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
-      return {Support::State::unsupported, "f32 and bf16 only"};
-    return {};
+    return attention_support(s.dtype, {s.T, s.d_qk, s.d_v}, s.n_h, s.n_kv);
   }
 
   static std::vector<Impl<AttentionPrefill>> impls() {
@@ -123,12 +139,16 @@ struct AttentionPrefill {
                    struct Floats {
                      std::vector<float> q, k, v, o, lse;
                    };
-                   auto f = std::make_shared<Floats>(Floats{floats_of(d.q), floats_of(d.k), floats_of(d.v),
-                                                            std::vector<float>(size_t(d.o.numel())), {}});
+                   auto f = std::make_shared<Floats>(Floats{floats_of(d.q),
+                                                            floats_of(d.k),
+                                                            floats_of(d.v),
+                                                            std::vector<float>(size_t(d.o.numel())),
+                                                            {}});
                    return Runner{.run =
                                      [&d, f] {
-                                       ref::attention_core(ref_shape(d.shape), f->q.data(), f->k.data(), f->v.data(),
-                                                           f->o.data(), d.lse.as<float>());
+                                       ref::attention_core(ref_shape(d.shape), f->q.data(),
+                                                           f->k.data(), f->v.data(), f->o.data(),
+                                                           d.lse.as<float>());
                                        store_floats(f->o, d.o);
                                      },
                                  .resolved_isa = "baseline"};

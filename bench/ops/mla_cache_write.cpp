@@ -1,4 +1,5 @@
-// Rows into the paged latent cache, plain or as 8-bit records: everything the suite knows about this op.
+// Rows into the paged latent cache, plain or as 8-bit records: everything the suite knows about
+// this op.
 #include "reference/spec/mla_cache_write.h"
 
 #include <memory>
@@ -18,14 +19,16 @@ struct MlaCacheWrite {
   static constexpr const char* name = "mla_cache_write";
   using Shape = spec::MlaCacheWriteShape;
 
-  // The cache is in and out: it starts with a mark in every element, and what no slot names must keep it.
+  // The cache is in and out: it starts with a mark in every element, and what no slot names must
+  // keep it.
   struct Data {
     Shape shape;
     HostTensor c, k_pe, slots, cache;
     std::vector<HostTensor*> tensors() { return {&c, &k_pe, &slots, &cache}; }
     spec::MlaCacheWriteArgs args() {
       const Shape& s = shape;
-      return {s.T, s.d_c, s.d_r, s.dtype, s.kv_format, c.data(), k_pe.data(), s.d_c, s.d_r, slots.as<int32_t>(),
+      return {s.T,         s.d_c,       s.d_r, s.dtype, s.kv_format,
+              c.data(),    k_pe.data(), s.d_c, s.d_r,   slots.as<int32_t>(),
               cache.data()};
     }
     bool record() const { return shape.kv_format != spec::KvFormat::bf16; }
@@ -56,7 +59,8 @@ struct MlaCacheWrite {
   }
 
   template <class S>
-  static void run_reference(const Shape& s, const S* c, const S* k_pe, const int32_t* slots, void* cache) {
+  static void run_reference(const Shape& s, const S* c, const S* k_pe, const int32_t* slots,
+                            void* cache) {
     ref::mla_cache_write(s.T, s.d_c, s.d_r, s.kv_format, s.dtype, c, k_pe, slots, cache);
   }
   static Expected reference(const Data& d) {
@@ -73,10 +77,13 @@ struct MlaCacheWrite {
     const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T);
     const bool record = s.kv_format != spec::KvFormat::bf16;
     return {record ? 3 * T * double(s.d_c) : 0,
-            T * (e * double(s.d_c + s.d_r) + double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r)) + 4),
+            T * (e * double(s.d_c + s.d_r) +
+                 double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r)) + 4),
             "f32"};
   }
-  static Tolerance tolerance(const Shape&, Fill, const std::string&) { return {}; }  // class X: bitwise
+  static Tolerance tolerance(const Shape&, Fill, const std::string&) {
+    return {};
+  }  // class X: bitwise
 
   static std::vector<Case<Shape>> cases() {
     using enum spec::DType;
@@ -89,15 +96,18 @@ struct MlaCacheWrite {
     c.push_back({{.T = 512, .kv_format = KvFormat::fp8_656_free}, Size::standard});
     for (const auto dtype : {f32, bf16})
       for (const auto format : {KvFormat::bf16, KvFormat::fp8_656_pow2, KvFormat::fp8_656_free}) {
-        c.push_back({{.T = 75, .d_c = 160, .d_r = 10, .page = 16, .kv_format = format, .dtype = dtype}, Size::quick, true});
-        c.push_back({{.T = 1, .d_c = 33, .d_r = 6, .page = 1, .kv_format = format, .dtype = dtype}, Size::quick, true});
+        c.push_back(
+            {{.T = 75, .d_c = 160, .d_r = 10, .page = 16, .kv_format = format, .dtype = dtype},
+             Size::quick,
+             true});
+        c.push_back({{.T = 1, .d_c = 33, .d_r = 6, .page = 1, .kv_format = format, .dtype = dtype},
+                     Size::quick,
+                     true});
       }
     return c;
   }
   static Support supported(const Shape& s) {
-    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
-      return {Support::State::unsupported, "f32 and bf16 only"};
-    return {};
+    return attention_support(s.dtype, {s.T, s.d_c, s.d_r, s.page});
   }
   static std::vector<Impl<MlaCacheWrite>> impls() {
     std::vector<Impl<MlaCacheWrite>> v;
@@ -111,8 +121,8 @@ struct MlaCacheWrite {
                    auto pe = std::make_shared<std::vector<float>>(floats_of(d.k_pe));
                    return Runner{.run =
                                      [&d, c, pe] {
-                                       run_reference(d.shape, c->data(), pe->data(), d.slots.as<int32_t>(),
-                                                     d.cache.data());
+                                       run_reference(d.shape, c->data(), pe->data(),
+                                                     d.slots.as<int32_t>(), d.cache.data());
                                      },
                                  .resolved_isa = "baseline"};
                  },

@@ -20,8 +20,9 @@ struct MlaDecode {
   static constexpr const char* name = "mla_decode";
   using Shape = spec::MlaDecodeShape;
 
-  // Blocks lie in a random order, a few belong to nobody. Rows past a length and spare blocks are NaN (0xFF bytes
-  // in records: NaN codes, NaN scales), unused entries of the block table are absurd.
+  // Blocks lie in a random order, a few belong to nobody. Rows past a length and spare blocks are
+  // NaN (0xFF bytes in records: NaN codes, NaN scales), unused entries of the block table are
+  // absurd.
   struct Data {
     Shape shape;
     HostTensor q, cache, block_table, seqlens, out, lse;
@@ -30,12 +31,29 @@ struct MlaDecode {
     bool record() const { return shape.kv_format != spec::KvFormat::bf16; }
     spec::MlaDecodeArgs args() {
       const Shape& s = shape;
-      return {s.B, s.s_q, s.n_h, s.d_c, s.d_r, s.page, max_blocks(), scale(s), s.dtype, s.kv_format, s.empty_lse,
-              q.data(), cache.data(), block_table.as<int32_t>(), seqlens.as<int32_t>(), out.data(), lse.as<float>()};
+      return {s.B,
+              s.s_q,
+              s.n_h,
+              s.d_c,
+              s.d_r,
+              s.page,
+              max_blocks(),
+              scale(s),
+              s.dtype,
+              s.kv_format,
+              s.empty_lse,
+              q.data(),
+              cache.data(),
+              block_table.as<int32_t>(),
+              seqlens.as<int32_t>(),
+              out.data(),
+              lse.as<float>()};
     }
   };
   // Of the head before absorption: d_n is 128 for every published model with d_c = 512 (SPEC 0.2).
-  static double scale(const Shape& s) { return attention_scale(s.d_c >= 512 ? 128 + s.d_r : s.d_c / 4 + s.d_r); }
+  static double scale(const Shape& s) {
+    return attention_scale(s.d_c >= 512 ? 128 + s.d_r : s.d_c / 4 + s.d_r);
+  }
 
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
@@ -62,13 +80,15 @@ struct MlaDecode {
       d->seqlens.set(b, lengths[size_t(b)]);
       for (int64_t i = 0; i < max_blocks; ++i) {
         const bool real = i * s.page < lengths[size_t(b)];
-        const int32_t id = real ? ids[next++] : (i % 2 ? std::numeric_limits<int32_t>::min() : 0x7ffffff0);
+        const int32_t id =
+            real ? ids[next++] : (i % 2 ? std::numeric_limits<int32_t>::min() : 0x7ffffff0);
         d->block_table.as<int32_t>()[b * max_blocks + i] = id;
         for (int64_t j = 0; real && j < s.page; ++j)
           used[size_t(id * s.page + j)] = i * s.page + j < lengths[size_t(b)];
       }
     }
-    const int64_t rows = blocks * s.page, row_bytes = spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r);
+    const int64_t rows = blocks * s.page,
+                  row_bytes = spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r);
     if (!d->record()) {
       d->cache = HostTensor("cache", Role::input, s.dtype, {rows, dim});
       d->cache.fill_real(seed + 1);
@@ -83,7 +103,8 @@ struct MlaDecode {
     for (int64_t r = 0; r < rows; ++r) {
       const float* v = values.as<float>() + r * dim;
       if (used[size_t(r)])
-        ref::kv_record_write(s.d_c, s.d_r, s.kv_format, v, v + s.d_c, d->cache.as<uint8_t>() + r * row_bytes);
+        ref::kv_record_write(s.d_c, s.d_r, s.kv_format, v, v + s.d_c,
+                             d->cache.as<uint8_t>() + r * row_bytes);
     }
     return d;
   }
@@ -95,20 +116,28 @@ struct MlaDecode {
     const int64_t rows = d.cache.shape()[0], dim = s.d_c + s.d_r;
     std::vector<S> v(static_cast<size_t>(rows * dim));
     for (int64_t r = 0; r < rows; ++r)
-      ref::mla_cache_read(r, s.d_c, s.d_r, s.kv_format, s.dtype, d.cache.data(), v.data() + r * dim);
+      ref::mla_cache_read(r, s.d_c, s.d_r, s.kv_format, s.dtype, d.cache.data(),
+                          v.data() + r * dim);
     return v;
   }
   static ref::MlaPagedShape paged(const Data& d) {
     const Shape& s = d.shape;
-    return {.B = s.B, .s_q = s.s_q, .n_h = s.n_h, .d_c = s.d_c, .d_r = s.d_r, .page = s.page,
-            .max_blocks = d.max_blocks(), .scale = scale(s), .empty_lse = s.empty_lse};
+    return {.B = s.B,
+            .s_q = s.s_q,
+            .n_h = s.n_h,
+            .d_c = s.d_c,
+            .d_r = s.d_r,
+            .page = s.page,
+            .max_blocks = d.max_blocks(),
+            .scale = scale(s),
+            .empty_lse = s.empty_lse};
   }
 
   static Expected reference(const Data& d) {
     const auto q = d.q.to_doubles(), cache = cache_values<double>(d);
     std::vector<double> out(size_t(d.out.numel())), lse(size_t(d.lse.numel()));
-    ref::mla_decode_paged(paged(d), q.data(), cache.data(), d.block_table.as<int32_t>(), d.seqlens.as<int32_t>(),
-                          out.data(), lse.data());
+    ref::mla_decode_paged(paged(d), q.data(), cache.data(), d.block_table.as<int32_t>(),
+                          d.seqlens.as<int32_t>(), out.data(), lse.data());
     Expected e;
     e.tensors.push_back({.name = "out", .values = std::move(out)});
     e.tensors.push_back({.name = "lse", .values = std::move(lse)});
@@ -152,25 +181,69 @@ struct MlaDecode {
     }
     c.push_back({{.s = 4096, .n_h = 16, .page = 1}, Size::full});
     for (const auto dtype : {f32, bf16}) {
-      c.push_back({{.B = 3, .s = 131, .min_s = 0, .s_q = 1, .n_h = 5, .d_c = 48, .d_r = 6, .page = 16, .dtype = dtype},
-                   Size::quick, true});
-      c.push_back({{.B = 4, .s = 67, .min_s = 1, .s_q = 2, .n_h = 3, .d_c = 33, .d_r = 8, .page = 1,
-                    .empty_lse = spec::EmptyLse::neg_inf, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.B = 5, .s = 300, .min_s = 0, .s_q = 2, .n_h = 17, .d_c = 160, .d_r = 10, .page = 64,
-                    .kv_format = pow2, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.B = 2, .s = 129, .min_s = 64, .s_q = 1, .n_h = 2, .d_c = 40, .d_r = 4, .page = 64,
-                    .kv_format = free, .dtype = dtype}, Size::quick, true});
-      c.push_back({{.B = 1, .s = 700, .s_q = 3, .n_h = 130, .d_c = 64, .d_r = 16, .page = 16, .dtype = dtype},
-                   Size::quick, true});
+      c.push_back({{.B = 3,
+                    .s = 131,
+                    .min_s = 0,
+                    .s_q = 1,
+                    .n_h = 5,
+                    .d_c = 48,
+                    .d_r = 6,
+                    .page = 16,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.B = 4,
+                    .s = 67,
+                    .min_s = 1,
+                    .s_q = 2,
+                    .n_h = 3,
+                    .d_c = 33,
+                    .d_r = 8,
+                    .page = 1,
+                    .empty_lse = spec::EmptyLse::neg_inf,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.B = 5,
+                    .s = 300,
+                    .min_s = 0,
+                    .s_q = 2,
+                    .n_h = 17,
+                    .d_c = 160,
+                    .d_r = 10,
+                    .page = 64,
+                    .kv_format = pow2,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.B = 2,
+                    .s = 129,
+                    .min_s = 64,
+                    .s_q = 1,
+                    .n_h = 2,
+                    .d_c = 40,
+                    .d_r = 4,
+                    .page = 64,
+                    .kv_format = free,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
+      c.push_back({{.B = 1,
+                    .s = 700,
+                    .s_q = 3,
+                    .n_h = 130,
+                    .d_c = 64,
+                    .d_r = 16,
+                    .page = 16,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
     }
     return c;
   }
 
   static Support supported(const Shape& s) {
-    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
-      return {Support::State::unsupported, "f32 and bf16 only"};
-    if (s.page < 1 || s.B < 1 || s.s_q < 1) return {Support::State::unsupported, "B, s_q and page must be >= 1"};
-    return {};
+    return attention_support(s.dtype, {s.B, s.s, s.s_q, s.n_h, s.d_c, s.d_r, s.page});
   }
   static std::vector<Impl<MlaDecode>> impls() {
     std::vector<Impl<MlaDecode>> v;
@@ -180,7 +253,8 @@ struct MlaDecode {
                  }});
     v.push_back({"cpu_onednn", supported,
                  [](Data& d) {
-                   return Runner{.run = [&d] { kern::mla_decode_cpu_onednn(d.args()); }, .resolved_isa = "oneDNN"};
+                   return Runner{.run = [&d] { kern::mla_decode_cpu_onednn(d.args()); },
+                                 .resolved_isa = "oneDNN"};
                  },
                  true});
     v.push_back({"cpu_eigen", supported,
@@ -188,13 +262,15 @@ struct MlaDecode {
                    struct Floats {
                      std::vector<float> q, cache, out;
                    };
-                   auto f = std::make_shared<Floats>(
-                       Floats{floats_of(d.q), cache_values<float>(d), std::vector<float>(size_t(d.out.numel()))});
+                   auto f =
+                       std::make_shared<Floats>(Floats{floats_of(d.q), cache_values<float>(d),
+                                                       std::vector<float>(size_t(d.out.numel()))});
                    return Runner{.run =
                                      [&d, f] {
                                        ref::mla_decode_paged(paged(d), f->q.data(), f->cache.data(),
-                                                             d.block_table.as<int32_t>(), d.seqlens.as<int32_t>(),
-                                                             f->out.data(), d.lse.as<float>());
+                                                             d.block_table.as<int32_t>(),
+                                                             d.seqlens.as<int32_t>(), f->out.data(),
+                                                             d.lse.as<float>());
                                        store_floats(f->out, d.out);
                                      },
                                  .resolved_isa = "baseline"};

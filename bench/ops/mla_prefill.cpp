@@ -1,4 +1,5 @@
-// Expanded MLA from latents: kv_b product and causal core. Everything the suite knows about this op.
+// Expanded MLA from latents: kv_b product and causal core. Everything the suite knows about this
+// op.
 #include "reference/spec/mla_prefill.h"
 
 #include <cmath>
@@ -31,7 +32,8 @@ struct MlaPrefill {
       a.scale = attention_scale(s.d_n + s.d_r);
       a.dtype = s.dtype;
       a.q = q.data(), a.kv = kv, a.k_pe = k_pe.data(), a.o = o.data(), a.lse = lse.as<float>();
-      a.q_stride = s.n_h * (s.d_n + s.d_r), a.kv_stride = s.n_h * (s.d_n + s.d_v), a.k_pe_stride = s.d_r;
+      a.q_stride = s.n_h * (s.d_n + s.d_r), a.kv_stride = s.n_h * (s.d_n + s.d_v),
+      a.k_pe_stride = s.d_r;
       a.o_stride = s.n_h * s.d_v;
       return a;
     }
@@ -71,19 +73,26 @@ struct MlaPrefill {
     std::vector<S> k, v, o;
   };
   template <class S>
-  static void run_reference(const Shape& s, const S* q, const S* c, const S* k_pe, const S* w, Work<S>& x, S* lse) {
+  static void run_reference(const Shape& s, const S* q, const S* c, const S* k_pe, const S* w,
+                            Work<S>& x, S* lse) {
     const ref::MlaShape m = mla(s);
     const int64_t keys = s.s0 + s.T;
     x.k.resize(size_t(keys * s.n_h * m.d_qk()));
     x.v.resize(size_t(keys * s.n_h * s.d_v));
     x.o.resize(size_t(s.T * s.n_h * s.d_v));
     ref::mla_expand(m, keys, c, k_pe, w, x.k.data(), x.v.data());
-    const ref::AttentionShape a{.T = s.T, .s0 = s.s0, .n_h = s.n_h, .n_kv = s.n_h, .d_qk = m.d_qk(), .d_v = s.d_v,
+    const ref::AttentionShape a{.T = s.T,
+                                .s0 = s.s0,
+                                .n_h = s.n_h,
+                                .n_kv = s.n_h,
+                                .d_qk = m.d_qk(),
+                                .d_v = s.d_v,
                                 .scale = attention_scale(m.d_qk())};
     ref::attention_core(a, q, x.k.data(), x.v.data(), x.o.data(), lse);
   }
   static Expected reference(const Data& d) {
-    const auto q = d.q.to_doubles(), c = d.c.to_doubles(), pe = d.k_pe.to_doubles(), w = d.w_kvb.to_doubles();
+    const auto q = d.q.to_doubles(), c = d.c.to_doubles(), pe = d.k_pe.to_doubles(),
+               w = d.w_kvb.to_doubles();
     Work<double> x;
     std::vector<double> lse(size_t(d.lse.numel()));
     run_reference(d.shape, q.data(), c.data(), pe.data(), w.data(), x, lse.data());
@@ -94,14 +103,17 @@ struct MlaPrefill {
   }
 
   static Cost cost(const Shape& s) {
-    const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T), keys = double(s.s0 + s.T), h = double(s.n_h);
-    const double pairs = T * double(s.s0) + T * (T + 1) / 2, w = h * double((s.d_n + s.d_v) * s.d_c);
-    return {2 * w * keys + 2 * h * double(s.d_n + s.d_r + s.d_v) * pairs,
-            e * (w + keys * double(s.d_c + s.d_r) + T * h * double(s.d_n + s.d_r + s.d_v)) + 4 * T * h,
-            s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+    const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T), keys = double(s.s0 + s.T),
+                 h = double(s.n_h);
+    const double pairs = T * double(s.s0) + T * (T + 1) / 2,
+                 w = h * double((s.d_n + s.d_v) * s.d_c);
+    return {
+        2 * w * keys + 2 * h * double(s.d_n + s.d_r + s.d_v) * pairs,
+        e * (w + keys * double(s.d_c + s.d_r) + T * h * double(s.d_n + s.d_r + s.d_v)) + 4 * T * h,
+        s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
   }
-  // bf16: k and v are rounded between the products. A score is then off by sigma 4e-3 (1.7e-3 of its own spread of
-  // about 2.4), which shows in lse and, in rows of few keys, in o.
+  // bf16: k and v are rounded between the products. A score is then off by sigma 4e-3 (1.7e-3 of
+  // its own spread of about 2.4), which shows in lse and, in rows of few keys, in o.
   static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
     if (s.dtype == spec::DType::f32) return attention_tolerance(s.dtype, output);
     if (output == "lse") return {.rel_fro = 3e-3, .abs = 0.03};
@@ -118,22 +130,29 @@ struct MlaPrefill {
     c.push_back({{.T = 128, .s0 = 1024, .n_h = 16}, Size::standard});
     c.push_back({{.T = 512, .n_h = 16, .dtype = f32}, Size::standard});
     c.push_back({{.T = 2048, .n_h = 128}, Size::full});
-    c.push_back({{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = f32}, Size::quick, true});
-    c.push_back({{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = bf16}, Size::quick, true});
-    c.push_back({{.T = 70, .s0 = 0, .n_h = 2, .d_n = 32, .d_r = 16, .d_v = 32, .d_c = 64, .dtype = bf16}, Size::quick, true});
+    c.push_back(
+        {{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = f32},
+         Size::quick,
+         true});
+    c.push_back(
+        {{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = bf16},
+         Size::quick,
+         true});
+    c.push_back(
+        {{.T = 70, .s0 = 0, .n_h = 2, .d_n = 32, .d_r = 16, .d_v = 32, .d_c = 64, .dtype = bf16},
+         Size::quick,
+         true});
     return c;
   }
   static Support supported(const Shape& s) {
-    if (s.s0 < 0) return {Support::State::unsupported, "s0 must be >= 0"};
-    if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
-      return {Support::State::unsupported, "f32 and bf16 only"};
-    return {};
+    return attention_support(s.dtype, {s.T, s.s0 + 1, s.n_h, s.d_n, s.d_r, s.d_v, s.d_c});
   }
 
   using Core = void (*)(const spec::MlaPrefillArgs&) noexcept;
   static Runner with_kv_b(Data& d, Core core, const std::string& isa) {
     const Shape& s = d.shape;
-    auto kv = std::make_shared<kern::Buffer<uint8_t>>((s.s0 + s.T) * s.n_h * (s.d_n + s.d_v) * spec::dtype_bytes(s.dtype));
+    auto kv = std::make_shared<kern::Buffer<uint8_t>>((s.s0 + s.T) * s.n_h * (s.d_n + s.d_v) *
+                                                      spec::dtype_bytes(s.dtype));
     return Runner{.run =
                       [&d, kv, core] {
                         kern::gemm(d.kv_b(kv->data()));
@@ -144,21 +163,24 @@ struct MlaPrefill {
   static std::vector<Impl<MlaPrefill>> impls() {
     std::vector<Impl<MlaPrefill>> v;
     v.push_back({"cpu_simd", supported, [](Data& d) {
-                   return with_kv_b(d, kern::mla_prefill_cpu_simd, kern::attention_cpu_simd_isa(d.shape.dtype));
+                   return with_kv_b(d, kern::mla_prefill_cpu_simd,
+                                    kern::attention_cpu_simd_isa(d.shape.dtype));
                  }});
     v.push_back({"cpu_onednn", supported,
-                 [](Data& d) { return with_kv_b(d, kern::mla_prefill_cpu_onednn, "oneDNN"); }, true});
+                 [](Data& d) { return with_kv_b(d, kern::mla_prefill_cpu_onednn, "oneDNN"); },
+                 true});
     v.push_back({"cpu_eigen", supported,
                  [](Data& d) {
                    struct Floats {
                      std::vector<float> q, c, pe, w;
                      Work<float> x;
                    };
-                   auto f = std::make_shared<Floats>(
-                       Floats{floats_of(d.q), floats_of(d.c), floats_of(d.k_pe), floats_of(d.w_kvb), {}});
+                   auto f = std::make_shared<Floats>(Floats{
+                       floats_of(d.q), floats_of(d.c), floats_of(d.k_pe), floats_of(d.w_kvb), {}});
                    return Runner{.run =
                                      [&d, f] {
-                                       run_reference(d.shape, f->q.data(), f->c.data(), f->pe.data(), f->w.data(), f->x,
+                                       run_reference(d.shape, f->q.data(), f->c.data(),
+                                                     f->pe.data(), f->w.data(), f->x,
                                                      d.lse.as<float>());
                                        store_floats(f->x.o, d.o);
                                      },
