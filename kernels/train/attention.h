@@ -42,11 +42,19 @@ struct AttnScratch {   // one thread's
   }
 };
 
+// attention_small.h: the same on AVX512_BF16, for the types that have it.
+inline bool small_attention_fits(const AttnDims& a);
+inline void small_attention_fwd(const AttnDims& a, const bf16* Q, const bf16* K, const bf16* V, float* lse,
+                         bf16* o, int64_t ldo, AttnScratch<float, bf16>& t);
+inline void small_attention_bwd(const AttnDims& a, const bf16* Q, const bf16* K, const bf16* V,
+                         const float* lse, AttnScratch<float, bf16>& t);
+
 // q_raw [B*S, nh*dqk], kv_raw [B*S, nh*(dn+dv)], kpe [B*S, dr] already rotated; cos, sin [S, dr/2].
 template <class R, class X>
 void attention_fwd(const AttnDims& a, const R* q_raw, const R* kv_raw, const R* kpe, const R* cos,
                    const R* sin, AttnActs<R, X>& acts, std::vector<AttnScratch<R, X>>& scratch) {
   const int64_t sp = a.sp(), dqk = a.dqk(), half = a.dr / 2, kvw = a.dn + a.dv;
+  [[maybe_unused]] const bool small = std::is_same_v<X, bf16> && small_attention_fits(a);
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t bh = 0; bh < a.B * a.nh; ++bh) {
     const int64_t b = bh / a.nh, h = bh % a.nh;
@@ -71,6 +79,13 @@ void attention_fwd(const AttnDims& a, const R* q_raw, const R* kv_raw, const R* 
     std::fill(Q + a.S * dqk, Q + sp * dqk, X{});
     std::fill(Kk + a.S * dqk, Kk + sp * dqk, X{});
     std::fill(V + a.S * a.dv, V + sp * a.dv, X{});
+    if constexpr (std::is_same_v<X, bf16>) {
+      if (small) {
+        small_attention_fwd(a, Q, Kk, V, acts.lse.data() + bh * sp,
+                            acts.o.data() + b * a.S * a.nh * a.dv + h * a.dv, a.nh * a.dv, t);
+        continue;
+      }
+    }
     const R scale = R(a.scale);
     for (int64_t i0 = 0; i0 < sp; i0 += kQueryBlock) {
       const int64_t nq = std::min(kQueryBlock, sp - i0), nk = i0 + nq;
@@ -103,6 +118,39 @@ void attention_fwd(const AttnDims& a, const R* q_raw, const R* kv_raw, const R* 
   }
 }
 
+// Fills t.dq, t.dk, t.dv of one head from t.dop (gradient of its output) and t.delta.
+template <class R, class X>
+void attention_head_bwd(const AttnDims& a, const X* Q, const X* Kk, const X* V, const R* lse_rows,
+                        AttnScratch<R, X>& t) {
+  const int64_t sp = a.sp(), dqk = a.dqk();
+  const R scale = R(a.scale);
+  for (int64_t i0 = 0; i0 < sp; i0 += kQueryBlock) {
+    const int64_t nq = std::min(kQueryBlock, sp - i0), nk = i0 + nq;
+    const X* Qb = Q + i0 * dqk;
+    const X* dOb = t.dop.data() + i0 * a.dv;
+    mm(nq, nk, dqk, Qb, dqk, false, Kk, dqk, true, t.s.data(), nk, false);
+    mm(nq, nk, a.dv, dOb, a.dv, false, V, a.dv, true, t.dp.data(), nk, false);
+    for (int64_t i = 0; i < nq; ++i) {
+      const R* sr = t.s.data() + i * nk;
+      const R* dr = t.dp.data() + i * nk;
+      X* pr = t.p.data() + i * nk;
+      X* dsr = t.ds.data() + i * nk;
+      const R lse = lse_rows[i0 + i], dl = t.delta[i0 + i];
+      const int64_t visible = i0 + i + 1;
+#pragma omp simd
+      for (int64_t j = 0; j < visible; ++j) {
+        const R p = exp_of(sr[j] * scale - lse);
+        pr[j] = st<X>(p);
+        dsr[j] = st<X>(p * (dr[j] - dl) * scale);
+      }
+      for (int64_t j = visible; j < nk; ++j) pr[j] = X{}, dsr[j] = X{};
+    }
+    mm(nk, a.dv, nq, t.p.data(), nk, true, dOb, a.dv, false, t.dv.data(), a.dv, true);
+    mm(nk, dqk, nq, t.ds.data(), nk, true, Qb, dqk, false, t.dk.data(), dqk, true);
+    mm(nq, dqk, nk, t.ds.data(), nk, false, Kk, dqk, false, t.dq.data() + i0 * dqk, dqk, false);
+  }
+}
+
 // d_o [B*S, nh*dv] in; d_q [B*S, nh*dqk] and d_kv [B*S, nh*(dn+dv)] out (GEMM operands, before the
 // rotation), d_kpe [B*S, dr] out. kpe_heads: scratch [B, nh, S, dr].
 template <class R, class X>
@@ -110,7 +158,7 @@ void attention_bwd(const AttnDims& a, const AttnActs<R, X>& acts, const R* d_o, 
                    const R* sin, X* d_q, X* d_kv, R* d_kpe, R* kpe_heads,
                    std::vector<AttnScratch<R, X>>& scratch) {
   const int64_t sp = a.sp(), dqk = a.dqk(), half = a.dr / 2, kvw = a.dn + a.dv;
-  const R scale = R(a.scale);
+  [[maybe_unused]] const bool small = std::is_same_v<X, bf16> && small_attention_fits(a);
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t bh = 0; bh < a.B * a.nh; ++bh) {
     const int64_t b = bh / a.nh, h = bh % a.nh;
@@ -132,30 +180,12 @@ void attention_bwd(const AttnDims& a, const AttnActs<R, X>& acts, const R* d_o, 
     std::fill(t.dop.data() + a.S * a.dv, t.dop.data() + sp * a.dv, X{});
     std::fill(t.dk.data(), t.dk.data() + sp * dqk, R(0));
     std::fill(t.dv.data(), t.dv.data() + sp * a.dv, R(0));
-    for (int64_t i0 = 0; i0 < sp; i0 += kQueryBlock) {
-      const int64_t nq = std::min(kQueryBlock, sp - i0), nk = i0 + nq;
-      const X* Qb = Q + i0 * dqk;
-      const X* dOb = t.dop.data() + i0 * a.dv;
-      mm(nq, nk, dqk, Qb, dqk, false, Kk, dqk, true, t.s.data(), nk, false);
-      mm(nq, nk, a.dv, dOb, a.dv, false, V, a.dv, true, t.dp.data(), nk, false);
-      for (int64_t i = 0; i < nq; ++i) {
-        const R* sr = t.s.data() + i * nk;
-        const R* dr = t.dp.data() + i * nk;
-        X* pr = t.p.data() + i * nk;
-        X* dsr = t.ds.data() + i * nk;
-        const R lse = acts.lse[bh * sp + i0 + i], dl = t.delta[i0 + i];
-        const int64_t visible = i0 + i + 1;
-#pragma omp simd
-        for (int64_t j = 0; j < visible; ++j) {
-          const R p = exp_of(sr[j] * scale - lse);
-          pr[j] = st<X>(p);
-          dsr[j] = st<X>(p * (dr[j] - dl) * scale);
-        }
-        for (int64_t j = visible; j < nk; ++j) pr[j] = X{}, dsr[j] = X{};
+    if (small) {
+      if constexpr (std::is_same_v<X, bf16>) {
+        small_attention_bwd(a, Q, Kk, V, acts.lse.data() + bh * sp, t);
       }
-      mm(nk, a.dv, nq, t.p.data(), nk, true, dOb, a.dv, false, t.dv.data(), a.dv, true);
-      mm(nk, dqk, nq, t.ds.data(), nk, true, Qb, dqk, false, t.dk.data(), dqk, true);
-      mm(nq, dqk, nk, t.ds.data(), nk, false, Kk, dqk, false, t.dq.data() + i0 * dqk, dqk, false);
+    } else {
+      attention_head_bwd(a, Q, Kk, V, acts.lse.data() + bh * sp, t);
     }
     for (int64_t s = 0; s < a.S; ++s) {
       const int64_t row = b * a.S + s;

@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "kernels/train/attention.h"
+#include "kernels/train/attention_small.h"
 #include "kernels/train/balance.h"
 #include "kernels/train/ffn.h"
 #include "kernels/train/step.h"

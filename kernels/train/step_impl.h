@@ -1,7 +1,6 @@
-// TrainStep for one pair of types; instantiated in step_bf16.cpp, step_f32.cpp and step_f64.cpp. The
-// sequences of a batch are divided among workers, one a thread, that meet once a step, when their
-// gradients are added: on a busy machine a barrier after every operation costs more than the second
-// copy of the gradients.
+// TrainStep for one pair of types; instantiated in step_bf16.cpp, step_f32.cpp and step_f64.cpp. A
+// batch is worked through in parts, one thread each, that meet once a step, when their gradients are
+// added: on a busy machine a barrier after every operation costs more than the copies of gradients.
 #pragma once
 #include "kernels/core/cpu.h"
 #include "kernels/train/head.h"
@@ -59,8 +58,8 @@ class Worker {
     h_.resize(table_.layers.size() + 1);
   }
   // main_targets: targets of the whole batch, which the mean losses are divided by.
-  StepLosses run(const Batch& b, const LossOptions& o, int64_t main_targets, bool backward);
-  Buffer<R>& grads() { return g_; }
+  // grads [table.total] are written, null: loss only.
+  StepLosses run(const Batch& b, const LossOptions& o, int64_t main_targets, R* grads);
   PhaseTimer& timer() { return timer_; }
 
  private:
@@ -85,7 +84,7 @@ class Worker {
   void embed_bwd(int64_t B, int64_t S, int64_t S_in, int64_t shift, const int32_t* tokens, const R* dy,
                  int64_t ld) {
     const int64_t d = c_.hidden_size;
-    R* g = g_.data() + table_.embed;
+    R* g = g_ + table_.embed;
     constexpr int64_t kCols = 64;
 #pragma omp parallel for schedule(static)
     for (int64_t j0 = 0; j0 < d; j0 += kCols) {
@@ -104,7 +103,7 @@ class Worker {
   const ParamTable& table_;
   const Buffer<R>& w_;
   const std::vector<std::vector<float>>& bias_;
-  Buffer<R> g_;
+  R* g_ = nullptr;
   std::vector<LayerActs<R, X>> acts_;
   std::vector<Buffer<R>> h_;  // input of every layer; [L] the trunk's output
   Buffer<R> hf_, dhf_, dh_, mh_, mout_, me_, du_, rstd_f_, rstd_m_, rstd_e_, rstd_h_;
@@ -117,15 +116,16 @@ class Worker {
 
 template <class R, class X>
 StepLosses Worker<R, X>::run(const Batch& b, const LossOptions& o, int64_t main_targets,
-                              bool backward) {
+                              R* grads) {
+  const bool backward = grads != nullptr;
+  g_ = grads;
   const int64_t B = b.B, S = b.S, N = B * S, d = c_.hidden_size, V = c_.vocab_size;
   const int64_t L = c_.num_hidden_layers;
   scratch_.threads(num_threads());
   timer_.start();
-  if (backward) g_.reserve_discard(table_.total);
   RouterDims router{c_.n_routed_experts, c_.num_experts_per_tok, c_.n_group, c_.topk_group,
                     c_.routed_scaling_factor, c_.norm_topk_prob};
-  const Net<R, X> n{&c_,  w_.data(), sh_.operands(), g_.data(), sh_.cos.data(), sh_.sin.data(),
+  const Net<R, X> n{&c_,  w_.data(), sh_.operands(), g_, sh_.cos.data(), sh_.sin.data(),
                     sh_.scale, router,  o,          &scratch_, &timer_};
   StepLosses out;
   out.load.resize(static_cast<size_t>(table_.moe_layers));
@@ -139,7 +139,7 @@ StepLosses Worker<R, X>::run(const Batch& b, const LossOptions& o, int64_t main_
   embed(B, S, S + 1, 0, b.tokens, h_[0].data());
   if (backward) {
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < table_.total; i += 64) std::fill(g_.data() + i, g_.data() + i + 64, R(0));
+    for (int64_t i = 0; i < table_.total; i += 64) std::fill(g_ + i, g_ + i + 64, R(0));
   }
   timer_.lap("embed");
   for (int64_t l = 0; l < L; ++l) {
@@ -247,6 +247,8 @@ void Worker<R, X>::mtp(const Net<R, X>& n, const Batch& b, const std::vector<int
   timer_.lap("mtp_in");
 }
 
+inline constexpr int64_t kParts = 4;  // of a batch; more: finer sharing, more gradient copies
+
 template <class R, class X>
 class StepImpl final : public TrainStep {
  public:
@@ -291,7 +293,7 @@ class StepImpl final : public TrainStep {
     std::map<std::string, double> sum = std::exchange(timer_.seconds, {});
     for (auto& w : workers_) {
       for (const auto& [k, v] : std::exchange(w->timer().seconds, {})) {
-        sum[k] += v / static_cast<double>(last_workers_);
+        sum[k] += v / static_cast<double>(workers_.size());
       }
     }
     return sum;
@@ -300,10 +302,10 @@ class StepImpl final : public TrainStep {
   double adamw(const AdamOptions& o, int64_t t) override;
 
  private:
-  const R* grads() const { return workers_.front()->grads().data(); }
+  const R* grads() const { return g_.front().data(); }
   Shared<R, X> sh_;
   std::vector<std::unique_ptr<Worker<R, X>>> workers_;
-  size_t last_workers_ = 1;
+  std::vector<Buffer<R>> g_;  // gradients of each part of the batch; the first becomes the sum
   Buffer<float> m_, v_;
   std::vector<uint8_t> decay_;  // one flag for 32 elements
   PhaseTimer timer_;
@@ -317,36 +319,39 @@ StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backwa
     const int32_t y = b.targets != nullptr ? b.targets[i] : b.tokens[i / b.S * (b.S + 1) + i % b.S + 1];
     if (y >= 0) ++out.targets;
   }
-  // The Switch loss wants the load of the whole batch: one worker, its loops on all threads.
+  // The Switch loss wants the load of the whole batch: one part, its loops on all threads. Else the
+  // batch is cut into parts that do not depend on the number of threads; free workers take them, and
+  // their gradients are added in order.
   const bool together = o.aux == AuxLoss::switch_loss || std::is_same_v<R, double>;
-  const int64_t n = together ? 1 : std::min<int64_t>(num_threads(), b.B);
-  while (static_cast<int64_t>(workers_.size()) < n) {
+  const int64_t n = together ? 1 : std::min(kParts, b.B);
+  const int64_t threads = std::min<int64_t>(num_threads(), n);
+  while (static_cast<int64_t>(workers_.size()) < threads) {
     workers_.push_back(std::make_unique<Worker<R, X>>(sh_));
   }
-  last_workers_ = static_cast<size_t>(n);
+  while (backward && static_cast<int64_t>(g_.size()) < n) g_.emplace_back(sh_.table.total);
   std::vector<StepLosses> part(static_cast<size_t>(n));
-  const auto work = [&](int64_t i) {
+  const auto work = [&](int64_t i, size_t worker) {
     const int64_t lo = b.B * i / n, hi = b.B * (i + 1) / n;
     const Batch mine{hi - lo, b.S, b.tokens + lo * (b.S + 1),
                      b.targets != nullptr ? b.targets + lo * b.S : nullptr};
     LossOptions mo = o;  // the sequence loss is a mean over the batch's sequences
     mo.aux_alpha = o.aux_alpha * static_cast<double>(hi - lo) / static_cast<double>(b.B);
-    part[static_cast<size_t>(i)] =
-        workers_[static_cast<size_t>(i)]->run(mine, mo, out.targets, backward);
+    part[static_cast<size_t>(i)] = workers_[worker]->run(
+        mine, mo, out.targets, backward ? g_[static_cast<size_t>(i)].data() : nullptr);
   };
-  if (n == 1) {
-    work(0);
+  if (threads == 1) {
+    for (int64_t i = 0; i < n; ++i) work(i, 0);
   } else {
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(n))
-    for (int64_t i = 0; i < n; ++i) work(i);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
+    for (int64_t i = 0; i < n; ++i) work(i, static_cast<size_t>(omp_get_thread_num()));
   }
   timer_.start();
   if (backward && n > 1) {
-    R* g = workers_.front()->grads().data();
+    R* g = g_.front().data();
 #pragma omp parallel for schedule(static)
     for (int64_t i0 = 0; i0 < sh_.table.total; i0 += 64) {
       for (int64_t k = 1; k < n; ++k) {
-        const R* other = workers_[static_cast<size_t>(k)]->grads().data();
+        const R* other = g_[static_cast<size_t>(k)].data();
 #pragma omp simd
         for (int64_t i = i0; i < i0 + 64; ++i) g[i] += other[i];
       }
