@@ -172,9 +172,10 @@ void plan_jobs(Call& c) {
     for (auto& j : s.jobs)
       if (j.a == nullptr) j.a = s.gathered.data() + j.first * c.row_bytes;
   }
-  const int64_t team = num_threads();
-  const int64_t few = std::clamp<int64_t>(pow2_floor(columns / (12 * team) + 1), 8, 64);
-  const int64_t many = columns / kBigBlock >= 4 * team ? kBigBlock : kBigBlock / 2;
+  // Block sizes follow from the problem alone, not from the team: the same bits on any thread
+  // count.
+  const int64_t few = std::clamp<int64_t>(pow2_floor(columns / 24 + 1), 8, 64);
+  const int64_t many = columns >= 16 * kBigBlock ? kBigBlock : kBigBlock / 2;
   s.units.clear();
   for (size_t j = 0; j < s.jobs.size(); ++j) {
     const auto& job = s.jobs[j];
@@ -199,7 +200,7 @@ void plan_output(Call& c) {
   // Enough tokens together that an average expert gets a block's worth of rows from them.
   c.chunk = std::min(a.T, std::max<int64_t>(kMoeRowChunk, 32 * a.E / std::max<int64_t>(1, a.K)));
   c.chunks = (a.T + c.chunk - 1) / c.chunk;
-  const int64_t share = pow2_floor(a.d * c.chunks / (8 * team) + 1);
+  const int64_t share = pow2_floor(a.d * c.chunks / 16 + 1);
   c.out_block = most <= kFewRows ? std::clamp<int64_t>(share, 8, 64)
                                  : std::clamp<int64_t>(share, 64, kBigBlock);
   c.out_blocks = (a.d + c.out_block - 1) / c.out_block;
@@ -268,17 +269,19 @@ void output_unit(const Call& c, int64_t t0, int64_t t1, int64_t n0, int64_t n1, 
     }
   }
   const bool bf16 = a.x_dtype == DType::bf16;
-  for (int64_t t = t0; t < t1; ++t)
-    HWY_DYNAMIC_DISPATCH(put_row)
-    (sum + (t - t0) * n, n, bf16, static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
+  for (int64_t t = t0; t < t1; ++t) HWY_DYNAMIC_DISPATCH(put_row)
+  (sum + (t - t0) * n, n, bf16, static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
 }
 
-double weight_reads(const Call& c) {  // bytes of weights, counted again for every 12 rows
-  double b = 0;
-  for (const auto& j : c.s.jobs)
-    b += 3.0 * static_cast<double>(c.a.d * j.m * spec::dtype_bytes(c.a.w_dtype) *
-                                   (1 + j.rows / kFewRows));
-  return b;
+// Small enough for one core; never with more rows than the streaming products take, whose GEMM would
+// form a team of its own.
+bool is_small(const Call& c) {
+  double bytes = 0;
+  for (const auto& j : c.s.jobs) {
+    if (j.rows > 4) return false;
+    bytes += 3.0 * static_cast<double>(c.a.d * j.m * spec::dtype_bytes(c.a.w_dtype));
+  }
+  return bytes < static_cast<double>(kSerialBytes);
 }
 
 }  // namespace
@@ -293,7 +296,7 @@ void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) no
   plan_jobs(c);
   plan_output(c);
   const int64_t units = static_cast<int64_t>(s.units.size()), outputs = c.chunks * c.out_blocks;
-  const bool parallel = num_threads() > 1 && weight_reads(c) > static_cast<double>(kSerialBytes);
+  const bool parallel = num_threads() > 1 && !is_small(c);
 #pragma omp parallel if (parallel)
   {
     std::byte* mine = s.per_thread.data() + c.thread_stride * (parallel ? omp_get_thread_num() : 0);
