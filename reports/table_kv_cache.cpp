@@ -1,6 +1,7 @@
 // kv_cache.csv as three tables: bytes a token and what fits, memory as it was really taken, decode
 // step beside bytes.
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "reports/table.h"
@@ -31,10 +32,21 @@ std::string block(const std::string& title, const std::vector<std::string>& head
   return rows.empty() ? "" : "**" + title + "**\n\n" + markdown_table(header, rows, a);
 }
 
-// One line a preset, form and dtype: formula, and the longest context in each memory (batch 1, or
-// the smallest).
+// 12345 -> "12.1K": tokens, in units of 1024; a star where the model's own limit is below.
+std::string tokens_text(std::optional<double> n, std::optional<double> most) {
+  if (!n) return "";
+  std::string s = *n < 1024          ? short_number(n)
+                  : *n < 1024 * 1024 ? short_number(*n / 1024) + "K"
+                                     : short_number(*n / 1024 / 1024) + "M";
+  return most && *n > *most ? s + "*" : s;
+}
+
+// One line a preset and form: bf16 and 8-bit sizes by formula, and the longest context in each
+// memory (of the smallest batch).
 std::string size_block(const CsvTable& t) {
   std::vector<double> memories;
+  std::vector<std::string> lines;
+  std::map<std::string, size_t> at;  // preset, form, dtype, memory -> row
   double batch = 0;
   for (size_t i = 0; i < t.rows.size(); ++i) {
     if (t.cell(i, "kind") != "fit") continue;
@@ -43,49 +55,72 @@ std::string size_block(const CsvTable& t) {
     batch = batch == 0 ? b : std::min(batch, b);
   }
   std::sort(memories.begin(), memories.end());
-  std::vector<std::string> header = {"model",   "form",
-                                     "dtype",   "B/token/layer",
-                                     "B/token", "smaller than MHA",
-                                     "x MLA",   "one 128K sequence"};
-  for (const double m : memories) header.push_back("longest in " + short_bytes(m));
-  std::map<std::string, size_t> line_of;
-  Rows rows;
+  const auto key = [&](const std::string& line, const std::string& dtype, double m) {
+    return line + '\t' + dtype + '\t' + std::to_string(m);
+  };
   for (size_t i = 0; i < t.rows.size(); ++i) {
     if (t.cell(i, "kind") != "fit" || t.cell(i, "status") != "ok" || t.number(i, "batch") != batch)
       continue;
-    const std::string key =
-        t.cell(i, "preset") + '\t' + t.cell(i, "form") + '\t' + t.cell(i, "dtype");
-    if (line_of.count(key) == 0) {
-      line_of[key] = rows.size();
-      const auto token = t.number(i, "bytes_per_token");
-      rows.push_back({t.cell(i, "preset"), form_name(t, i), t.cell(i, "dtype"),
-                      t.cell(i, "bytes_per_token_layer"), t.cell(i, "bytes_per_token"),
-                      times(t.number(i, "mha_over_this")),
-                      short_number(t.number(i, "this_over_mla")),
-                      token ? short_bytes(*token * 131072) : ""});
-      rows.back().resize(header.size());
-    }
-    const auto at =
-        std::find(memories.begin(), memories.end(), t.number(i, "memory_bytes").value_or(0));
-    std::string fit = t.cell(i, "longest_context");
-    const auto n = t.number(i, "longest_context"), most = t.number(i, "model_max_context");
-    if (n && most && *n > *most) fit += " (model: " + t.cell(i, "model_max_context") + ")";
-    rows[line_of[key]][8 + static_cast<size_t>(at - memories.begin())] = fit;
+    const std::string line = t.cell(i, "preset") + '\t' + t.cell(i, "form");
+    if (std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
+    at[key(line, t.cell(i, "dtype"), t.number(i, "memory_bytes").value_or(0))] = i;
   }
-  return block(
-      "Cache size by formula, and the longest context of one sequence when all of that memory is "
-      "cache",
+  std::vector<std::string> header = {"model",         "form",
+                                     "B/token/layer", "B/token",
+                                     "8-bit B/token", "smaller than MHA",
+                                     "x MLA",         "one 128K sequence"};
+  for (const double m : memories)
+    header.push_back("longest in " + short_bytes(m) + ", bf16 / 8-bit");
+  Rows rows;
+  for (const auto& line : lines) {
+    const auto find = [&](const char* dtype, double m) -> std::optional<size_t> {
+      const auto it = at.find(key(line, dtype, m));
+      return it == at.end() ? std::nullopt : std::optional<size_t>(it->second);
+    };
+    const auto wide = find("bf16", memories[0]), narrow = find("fp8", memories[0]);
+    if (!wide && !narrow) continue;
+    const size_t i = wide ? *wide : *narrow;
+    const auto token = t.number(i, "bytes_per_token");
+    rows.push_back(
+        {t.cell(i, "preset"), t.cell(i, "form"), wide ? t.cell(i, "bytes_per_token_layer") : "",
+         wide ? t.cell(i, "bytes_per_token") : "", narrow ? t.cell(*narrow, "bytes_per_token") : "",
+         wide ? times(t.number(i, "mha_over_this")) : "",
+         wide ? short_number(t.number(i, "this_over_mla")) : "",
+         wide && token ? short_bytes(*token * 131072) : ""});
+    for (const double m : memories) {
+      std::string cell;
+      for (const char* dtype : {"bf16", "fp8"})
+        if (const auto r = find(dtype, m)) {
+          cell += (cell.empty() ? "" : " / ") +
+                  tokens_text(t.number(*r, "longest_context"), t.number(*r, "model_max_context"));
+        }
+      rows.back().push_back(cell);
+    }
+  }
+  std::string out = block(
+      "Cache by formula (bf16 unless said otherwise), and the longest context of one sequence when "
+      "all of that memory is cache",
       header, rows);
+  if (!out.empty()) out += "\n* beyond the model's own max_position_embeddings. 1K = 1024 tokens.";
+  return out;
 }
 
-// Formula, allocator and process beside each other for the longest measured context of each form.
+// Formula, allocator and process beside each other: for each form the largest measured part of the
+// first model, and the worst deviation of all measured rows.
 std::string memory_block(const CsvTable& t) {
   std::map<std::string, size_t> best;
   std::vector<std::string> order;
+  std::string preset;
+  double worst = 0;
+  size_t worst_row = 0, measured = 0;
   for (size_t i = 0; i < t.rows.size(); ++i) {
     if (t.cell(i, "kind") != "size" || t.cell(i, "process_bytes").empty()) continue;
-    const std::string key =
-        t.cell(i, "preset") + '\t' + t.cell(i, "form") + '\t' + t.cell(i, "dtype");
+    const double formula = t.number(i, "measured_formula_bytes").value_or(0);
+    const double off = formula > 0 ? t.number(i, "process_bytes").value_or(0) / formula - 1 : 0;
+    if (measured++ == 0 || std::fabs(off) > std::fabs(worst)) worst = off, worst_row = i;
+    if (preset.empty()) preset = t.cell(i, "preset");
+    if (t.cell(i, "preset") != preset) continue;
+    const std::string key = t.cell(i, "form") + '\t' + t.cell(i, "dtype");
     const auto covered = [&](size_t r) {
       return t.number(r, "measured_formula_bytes").value_or(0);
     };
@@ -97,18 +132,26 @@ std::string memory_block(const CsvTable& t) {
   Rows rows;
   for (const auto& key : order) {
     const size_t i = best[key];
-    const auto f = t.number(i, "measured_formula_bytes"), a = t.number(i, "allocated_bytes"),
-               p = t.number(i, "process_bytes");
     rows.push_back({t.cell(i, "preset"), form_name(t, i), t.cell(i, "dtype"),
                     context_text(t.number(i, "context")),
                     t.cell(i, "measured_layers") + " of " + t.cell(i, "layers"),
-                    t.cell(i, "measured_sequences"), short_bytes(f), short_bytes(a), short_bytes(p),
-                    f && p && *f > 0 ? short_number(100 * (*p / *f - 1), 2) + "%" : ""});
+                    t.cell(i, "measured_sequences") + " of " + t.cell(i, "batch"),
+                    t.cell(i, "measured_formula_bytes"), t.cell(i, "allocated_bytes"),
+                    t.cell(i, "process_bytes")});
   }
-  return block("Cache really taken: the largest part of each form that was reserved and written",
-               {"model", "form", "dtype", "context", "layers", "sequences", "formula", "allocator",
-                "process grew", "over formula"},
-               rows);
+  std::string out = block(
+      "Cache really taken, in bytes: for each form the largest part that was reserved and written",
+      {"model", "form", "dtype", "context", "layers", "sequences", "formula", "allocator",
+       "process grew"},
+      rows);
+  if (!out.empty())
+    out += "\nOf " + std::to_string(measured) +
+           " measured rows, the process grew furthest from the formula for " +
+           t.cell(worst_row, "preset") + " " + form_name(t, worst_row) + " " +
+           t.cell(worst_row, "dtype") + " at " + context_text(t.number(worst_row, "context")) +
+           ": " + (worst >= 0 ? "+" : "") + short_number(100 * worst, 2) + "% of " +
+           short_bytes(t.number(worst_row, "measured_formula_bytes")) + ".";
+  return out;
 }
 
 std::string step_block(const CsvTable& t) {

@@ -9,6 +9,7 @@ namespace v3b::rep {
 
 std::vector<std::string> table_bench(const CsvTable& t);     // table_bench.cpp
 std::vector<std::string> table_kv_cache(const CsvTable& t);  // table_kv_cache.cpp
+std::vector<std::string> table_expert_load(const CsvTable& t);  // table_expert_load.cpp
 std::vector<std::string> table_yarn_perplexity(const CsvTable& t);
 
 namespace {
@@ -32,7 +33,7 @@ const std::vector<TableKind>& table_kinds() {
   static const std::vector<TableKind> kinds = {
       {"bench.csv", "Components: verdict and time", table_bench},
       {"kv_cache.csv", "KV cache: memory and decode step", table_kv_cache},
-      {"expert_load.csv", "Expert load", table_generic},
+      {"expert_load.csv", "Expert load", table_expert_load},
       {"yarn_perplexity.csv", "Perplexity past the trained context", table_yarn_perplexity},
       {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_generic},
       {"training.csv", "Training", table_generic},

@@ -73,7 +73,7 @@ KvCacheOptions with_defaults(KvCacheOptions o) {
   set_default<std::string>(o.step_presets, {"v2-lite", "v3"}, {"v2-lite", "v3"}, o.full);
   set_default<int64_t>(o.step_contexts, {1024, 4096}, {1024, 4096, 16384, 32768}, o.full);
   set_default<int64_t>(o.step_batches, {1}, {1, 8}, o.full);
-  if (o.measure_gb == 0) o.measure_gb = o.full ? 0.5 : 0.064;
+  if (o.measure_gb == 0) o.measure_gb = o.full ? 0.5 : 0.1;
   if (o.step_gb == 0) o.step_gb = o.full ? 2.5 : 0.1;
   if (o.step_seconds == 0) o.step_seconds = o.full ? 0.5 : 0.1;
   const auto positive = [](const std::vector<int64_t>& v, const char* flag) {

@@ -20,7 +20,7 @@ struct KvCacheOptions : CommonOptions {
   std::vector<double>
       memory_gb;          // SI gigabytes for the longest context; default 80 and this machine's own
   int64_t page = 64;      // rows a cache page
-  double measure_gb = 0;  // most memory that one measured row takes; 0: 0.064 quick, 0.5 full
+  double measure_gb = 0;  // most memory that one measured row takes; 0: 0.1 quick, 0.5 full
   std::vector<std::string> step_presets;  // whose heads the measured decode steps have
   std::vector<int64_t> step_contexts, step_batches;
   double step_gb = 0;  // most bytes that one measured step reads; 0: 0.1 quick, 2.5 full
