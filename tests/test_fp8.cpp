@@ -99,6 +99,51 @@ TEST(Fp8, GoldenScales) {
   EXPECT_NEAR(0x1p-22, 2.384185791e-7, 1e-15);
 }
 
+TEST(Fp8, PowerOfTwoScaleIsTheNextOne) {
+  std::mt19937_64 rng(2);
+  for (int i = 0; i < 10000; ++i) {
+    const float amax = std::exp2(static_cast<float>(rng() % 4000) / 100.0F - 13.0F);
+    const float s = ref::fp8_act_scale(amax, ActScale::fp32),
+                p = ref::fp8_act_scale(amax, ActScale::ue8m0);
+    int exponent = 0;
+    ASSERT_EQ(std::frexp(p, &exponent), 0.5F);  // a power of two
+    ASSERT_TRUE(p >= s && p < 2 * s) << amax;
+  }
+}
+
+// SPEC 1.22: published kernels multiply by 1/s or 448/a instead of dividing; at most 0.1% of the
+// codes differ, by one step.
+TEST(Fp8, ReciprocalVariantsDifferInFewCodesByOneStep) {
+  constexpr int64_t kR = 512, kC = 1024;
+  const auto x = normals<float>(kR * kC, 21);
+  std::vector<f8e4m3> q(kR * kC);
+  std::vector<float> s(kR * kC / 128);
+  ref::fp8_quantize_act<float>(kR, kC, x.data(), q.data(), s.data());
+  for (const bool of_amax : {false, true}) {
+    int64_t differ = 0;
+    for (int64_t i = 0; i < kR * kC; ++i) {
+      const float factor = of_amax ? 448.0F / (s[i / 128] * 448.0F) : 1.0F / s[i / 128];
+      const int code = spec::to_f8e4m3(x[i] * factor).bits;
+      ASSERT_LE(std::abs(code - q[i].bits), 1);
+      differ += code != q[i].bits;
+    }
+    EXPECT_LE(static_cast<double>(differ), 1e-3 * kR * kC) << differ;
+  }
+}
+
+// SPEC 1.23: (dot * sa) * sb and dot * (sa * sb). SPEC says one ulp; 0.4% of random triples differ
+// by two.
+TEST(Fp8, ScaleOrder) {
+  std::mt19937_64 rng(4);
+  std::uniform_real_distribution<float> u(0.5F, 2.0F);
+  for (int i = 0; i < 100000; ++i) {
+    const float dot = u(rng), sa = u(rng), sb = u(rng);
+    const float x = (dot * sa) * sb, y = dot * (sa * sb);
+    const float ulp = std::nextafter(std::max(x, y), INFINITY) - std::max(x, y);
+    ASSERT_LE(std::abs(x - y), 2 * ulp);
+  }
+}
+
 TEST(Fp8, QuantisationNoise) {  // SPEC 0.6: 2.56e-2, 2.66e-2, 2.65e-2, products 3.5e-2
   constexpr int64_t kR = 256, kC = 1024;
   const auto x = normals<double>(kR * kC, 1), w = normals<double>(kR * kC, 2);
@@ -158,12 +203,23 @@ TEST(Fp8, HopperAccumulator) {
   ref::fp8_quantize_weight<float>(kN, kK, w.data(), qw.data(), sw.data());
   std::vector<double> exact(kM * kN);
   ref::fp8_gemm<double>(kM, kN, kK, qx.data(), sx.data(), qw.data(), sw.data(), exact.data());
+  double worst = 0;  // largest relative error among elements above half the rms
   const auto error = [&](ref::HopperAccumulator acc) {
     std::vector<float> c(kM * kN);
     ref::fp8_gemm_hopper(kM, kN, kK, qx.data(), sx.data(), qw.data(), sw.data(), c.data(), acc);
+    double rms = 0;
+    for (const double v : exact) rms += v * v / static_cast<double>(exact.size());
+    worst = 0;
+    for (size_t i = 0; i < c.size(); ++i)
+      if (exact[i] * exact[i] > rms / 4) worst = std::max(worst, std::abs(c[i] / exact[i] - 1.0));
     return rel_error(c, exact);
   };
-  const double e128 = error({128, 14}), e512 = error({512, 14}), whole = error({0, 14});
+  const double e128 = error({128, 14}), worst128 = worst, e512 = error({512, 14}),
+               whole = error({0, 14});
+  const double worst_whole = worst;
+  std::printf("largest relative error: 128 %.3e, K=4096 %.3e\n", worst128, worst_whole);
+  EXPECT_TRUE(worst_whole <= 2e-2 &&
+              worst_whole > 4 * worst128);  // up to ~2% without promotion [TR]
   RecordProperty("e128", std::to_string(e128));
   std::printf("hopper accumulator: eps 128 %.3e, 512 %.3e, K=4096 %.3e\n", e128, e512, whole);
   EXPECT_TRUE(e128 <= 6e-3);  // SPEC 0.6, Hopper tensor core
