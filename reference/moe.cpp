@@ -24,7 +24,8 @@ template <class S>
 Mat<S> gather(const Dispatch& p, int64_t e, int64_t K, int64_t d, const S* x) {
   Mat<S> xe(p.counts[e], d);
   for (int64_t i = 0; i < p.counts[e]; ++i)
-    xe.row(i) = Eigen::Map<const Eigen::Matrix<S, 1, Eigen::Dynamic>>(x + p.slot[p.offsets[e] + i] / K * d, d);
+    xe.row(i) = Eigen::Map<const Eigen::Matrix<S, 1, Eigen::Dynamic>>(
+        x + p.slot[p.offsets[e] + i] / K * d, d);
   return xe;
 }
 }  // namespace
@@ -47,19 +48,36 @@ Dispatch dispatch(int64_t T, int64_t K, int64_t E, const int32_t* idx) {
   return p;
 }
 
+template <class S>
+void dispatch_rows(const Dispatch& p, int64_t K, int64_t d, const S* x, S* rows) {
+  for (size_t r = 0; r < p.slot.size(); ++r)
+    std::copy_n(x + p.slot[r] / K * d, d, rows + static_cast<int64_t>(r) * d);
+}
+
+template <class S>
+void combine_rows(const Dispatch& p, int64_t T, int64_t K, int64_t d, const S* rows,
+                  const S* weight, S* y) {
+  MMap<S> Y(y, T, d);
+  Y.setZero();
+  for (int64_t i = 0; i < T * K; ++i)
+    if (p.row[i] >= 0) Y.row(i / K) += weight[i] * CMap<S>(rows + p.row[i] * d, 1, d);
+}
+
 int64_t expert_capacity(double cf, int64_t K, int64_t T, int64_t E) {
   const double c = std::ceil(cf * static_cast<double>(K * T) / static_cast<double>(E));
   return c >= static_cast<double>(T * K) ? T * K : std::max<int64_t>(1, static_cast<int64_t>(c));
 }
 
-std::vector<char> apply_capacity(int64_t T, int64_t K, int64_t E, const int32_t* idx, const double* gate,
-                                 int64_t capacity, spec::DropPolicy policy) {
+std::vector<char> apply_capacity(int64_t T, int64_t K, int64_t E, const int32_t* idx,
+                                 const double* gate, int64_t capacity, spec::DropPolicy policy) {
   std::vector<int64_t> order(T * K);
   std::iota(order.begin(), order.end(), 0);
   if (policy == spec::DropPolicy::slot) {
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return a % K < b % K; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return a % K < b % K; });
   } else if (policy == spec::DropPolicy::prob) {
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return gate[a] > gate[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return gate[a] > gate[b]; });
   }
   std::vector<int64_t> used(E, 0);
   std::vector<char> keep(T * K, 0);
@@ -93,7 +111,8 @@ void ffn(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, S* y) {
 }
 
 template <class S>
-void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, const S* dy, S* dx, FfnGrad<S> g) {
+void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, const S* dy, S* dx,
+                  FfnGrad<S> g) {
   const CMap<S> X(x, T, d), dY(dy, T, d);
   const Mat<S> a = X * CMap<S>(w.gate, m, d).transpose(), u = X * CMap<S>(w.up, m, d).transpose();
   const Mat<S> sig = a.unaryExpr([](S v) { return sigmoid(v); });
@@ -110,8 +129,9 @@ void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, 
 }
 
 template <class S>
-void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx, const S* weight,
-         const std::vector<Ffn<S>>& experts, const Ffn<S>& shared, int64_t shared_m, S* y) {
+void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
+         const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared,
+         int64_t shared_m, S* y) {
   const Dispatch p = dispatch(T, K, E, idx);
   Mat<S> out(p.offsets[E], d);
   for (int64_t e = 0; e < E; ++e) {
@@ -119,22 +139,19 @@ void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, cons
     const Mat<S> xe = gather(p, e, K, d, x);
     ffn(p.counts[e], d, m, xe.data(), experts[e], out.data() + p.offsets[e] * d);
   }
-  MMap<S> Y(y, T, d);
-  Y.setZero();
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t k = 0; k < K; ++k)
-      if (p.row[t * K + k] >= 0) Y.row(t) += weight[t * K + k] * out.row(p.row[t * K + k]);
+  combine_rows(p, T, K, d, out.data(), weight, y);
   if (shared.gate) {
     Mat<S> ys(T, d);
     ffn(T, d, shared_m, x, shared, ys.data());
-    Y += ys;
+    MMap<S>(y, T, d) += ys;
   }
 }
 
 template <class S>
-void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
-                  const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared, int64_t shared_m,
-                  const S* dy, S* dx, S* dweight, const std::vector<FfnGrad<S>>& eg, FfnGrad<S> sg) {
+void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x,
+                  const int32_t* idx, const S* weight, const std::vector<Ffn<S>>& experts,
+                  const Ffn<S>& shared, int64_t shared_m, const S* dy, S* dx, S* dweight,
+                  const std::vector<FfnGrad<S>>& eg, FfnGrad<S> sg) {
   const Dispatch p = dispatch(T, K, E, idx);
   std::fill(dweight, dweight + T * K, S(0));
   MMap<S> dX(dx, T, d);
@@ -155,13 +172,18 @@ void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S
   if (shared.gate) ffn_backward(T, d, shared_m, x, shared, dy, dx, sg);
 }
 
-#define V3B_INSTANTIATE(S)                                                                                      \
-  template void ffn<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, S*);                                 \
-  template void ffn_backward<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, const S*, S*, FfnGrad<S>);  \
-  template void moe<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*, const int32_t*, const S*,         \
-                       const std::vector<Ffn<S>>&, const Ffn<S>&, int64_t, S*);                                 \
-  template void moe_backward<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*, const int32_t*,          \
-                                const S*, const std::vector<Ffn<S>>&, const Ffn<S>&, int64_t, const S*, S*, S*, \
+#define V3B_INSTANTIATE(S)                                                                        \
+  template void dispatch_rows<S>(const Dispatch&, int64_t, int64_t, const S*, S*);                \
+  template void combine_rows<S>(const Dispatch&, int64_t, int64_t, int64_t, const S*, const S*,   \
+                                S*);                                                              \
+  template void ffn<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, S*);                   \
+  template void ffn_backward<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, const S*, S*, \
+                                FfnGrad<S>);                                                      \
+  template void moe<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*, const int32_t*,     \
+                       const S*, const std::vector<Ffn<S>>&, const Ffn<S>&, int64_t, S*);         \
+  template void moe_backward<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*,            \
+                                const int32_t*, const S*, const std::vector<Ffn<S>>&,             \
+                                const Ffn<S>&, int64_t, const S*, S*, S*,                         \
                                 const std::vector<FfnGrad<S>>&, FfnGrad<S>);
 V3B_INSTANTIATE(float)
 V3B_INSTANTIATE(double)

@@ -1,4 +1,5 @@
-// Dispatch, expert SwiGLU, combine, capacity and dropping, with backward (SPEC 1.13-1.16, 3.4, 3.5), plain.
+// Dispatch, expert SwiGLU, combine, capacity and dropping, with backward
+// (SPEC 1.13-1.16, 3.4, 3.5), plain.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -15,16 +16,25 @@ struct Dispatch {
 };
 Dispatch dispatch(int64_t T, int64_t K, int64_t E, const int32_t* idx);
 
-// Which assignments keep their place when every expert serves at most `capacity` (SPEC 1.15). gate [T,K] is read
-// by DropPolicy::prob only. keep[t*K+k] = 1 or 0.
-int64_t expert_capacity(double capacity_factor, int64_t K, int64_t T, int64_t E);
-std::vector<char> apply_capacity(int64_t T, int64_t K, int64_t E, const int32_t* idx, const double* gate,
-                                 int64_t capacity, spec::DropPolicy policy);
+// rows [rows, d] = x in expert order; y [T,d] = sum over k (ascending) of weight * its row. Each
+// the other's adjoint (with weights 1).
+template <class S>
+void dispatch_rows(const Dispatch& p, int64_t K, int64_t d, const S* x, S* rows);
+template <class S>
+void combine_rows(const Dispatch& p, int64_t T, int64_t K, int64_t d, const S* rows,
+                  const S* weight, S* y);
 
-// Grouped-GEMM layouts of SPEC 1.14: rows of one expert padded to a multiple of `align`; m_indices = expert or -1.
+// Which assignments keep their place when every expert serves at most `capacity` (SPEC 1.15). gate
+// [T,K] is read by DropPolicy::prob only. keep[t*K+k] = 1 or 0.
+int64_t expert_capacity(double capacity_factor, int64_t K, int64_t T, int64_t E);
+std::vector<char> apply_capacity(int64_t T, int64_t K, int64_t E, const int32_t* idx,
+                                 const double* gate, int64_t capacity, spec::DropPolicy policy);
+
+// Grouped-GEMM layouts of SPEC 1.14: rows of one expert padded to a multiple of `align`; m_indices
+// = expert or -1.
 struct ContiguousLayout {
-  std::vector<int32_t> m_indices;    // [M_pad]
-  std::vector<int64_t> padded_row;   // [rows] -> row in the padded layout
+  std::vector<int32_t> m_indices;   // [M_pad]
+  std::vector<int64_t> padded_row;  // [rows] -> row in the padded layout
 };
 ContiguousLayout contiguous_layout(const std::vector<int64_t>& counts, int64_t align);
 
@@ -35,26 +45,32 @@ struct Ffn {                // row-major [out, in]
   const S* down = nullptr;  // [d, m]
 };
 template <class S>
-struct FfnGrad { S* gate; S* up; S* down; };  // accumulated
+struct FfnGrad {
+  S* gate;
+  S* up;
+  S* down;
+};  // accumulated
 
 // y [T,d] = W_down( silu(W_gate x) * (W_up x) )
 template <class S>
 void ffn(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, S* y);
 // dx [T,d] accumulated.
 template <class S>
-void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, const S* dy, S* dx, FfnGrad<S> g);
+void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, const S* dy, S* dx,
+                  FfnGrad<S> g);
 
-// y [T,d] = sum_k weight[t,k] * expert_idx[t,k](x_t) (k ascending) + shared(x_t). Overwrites y; no residual.
-// shared.gate == null: none. `shared_m` = N_s*m. idx < 0 slots contribute nothing. Experts that nobody chose
-// are never read.
+// y [T,d] = sum_k weight[t,k] * expert_idx[t,k](x_t) (k ascending) + shared(x_t). Overwrites y; no
+// residual. shared.gate == null: none. `shared_m` = N_s*m. idx < 0 slots contribute nothing.
+// Experts that nobody chose are never read.
 template <class S>
-void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx, const S* weight,
-         const std::vector<Ffn<S>>& experts, const Ffn<S>& shared, int64_t shared_m, S* y);
+void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
+         const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared,
+         int64_t shared_m, S* y);
 // dx [T,d] and weight gradients are accumulated, dweight [T,K] overwritten.
 template <class S>
-void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
-                  const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared, int64_t shared_m,
-                  const S* dy, S* dx, S* dweight, const std::vector<FfnGrad<S>>& expert_grads,
-                  FfnGrad<S> shared_grad);
+void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x,
+                  const int32_t* idx, const S* weight, const std::vector<Ffn<S>>& experts,
+                  const Ffn<S>& shared, int64_t shared_m, const S* dy, S* dx, S* dweight,
+                  const std::vector<FfnGrad<S>>& expert_grads, FfnGrad<S> shared_grad);
 
 }  // namespace v3b::ref

@@ -142,19 +142,16 @@ TEST(Dispatch, CombineIdentityAndAdjoint) {
   const auto x = normals(T * d, 2), y = normals(T * K * d, 3);
   const auto idx = random_routes(T, E, K, 4);
   const auto p = ref::dispatch(T, K, E, idx.data());
-  std::vector<double> rows(T * K * d), back(T * d, 0.0), scattered(T * d, 0.0);
+  const std::vector<double> quarter(T * K, 0.25), ones(T * K, 1.0);
+  std::vector<double> rows(T * K * d), back(T * d), scattered(T * d);
+  ref::dispatch_rows<double>(p, K, d, x.data(), rows.data());
   for (int64_t r = 0; r < T * K; ++r)
-    for (int64_t j = 0; j < d; ++j) rows[r * d + j] = x[p.slot[r] / K * d + j];
-  double left = 0, right = 0;
-  for (int64_t i = 0; i < T * K; ++i)
-    for (int64_t j = 0; j < d; ++j) {
-      back[i / K * d + j] += 0.25 * rows[p.row[i] * d + j];
-      scattered[i / K * d + j] += y[p.row[i] * d + j];
-    }
+    for (int64_t j = 0; j < d; ++j) EXPECT_EQ(rows[r * d + j], x[p.slot[r] / K * d + j]);
+  ref::combine_rows<double>(p, T, K, d, rows.data(), quarter.data(), back.data());
   EXPECT_EQ(back, x);
-  for (int64_t i = 0; i < T * K * d; ++i) left += rows[i] * y[i];
-  for (int64_t i = 0; i < T * d; ++i) right += x[i] * scattered[i];
-  EXPECT_NEAR(left, right, 1e-11);
+  ref::combine_rows<double>(p, T, K, d, y.data(), ones.data(), scattered.data());
+  EXPECT_NEAR(std::inner_product(rows.begin(), rows.end(), y.begin(), 0.0),
+              std::inner_product(x.begin(), x.end(), scattered.begin(), 0.0), 1e-11);
 }
 
 TEST(Dispatch, ContiguousLayout) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "reference/spec/moe_dispatch.h"
 #include "reference/spec/moe_experts.h"
 #include "reference/spec/router.h"
 
@@ -11,6 +12,12 @@ namespace v3b::kern {
 
 // Scores, selection and gate weights from fp32 logits; OpenMP over tokens.
 void router_select_cpu_simd(const spec::RouterSelectArgs& a) noexcept;
+const char* router_select_cpu_simd_isa() noexcept;
+
+// Rows to expert order (stable), and the weighted sum back. Pure moves; fp32 sums, k ascending.
+void moe_dispatch_cpu_simd(const spec::MoeDispatchArgs& a) noexcept;
+void moe_combine_cpu_simd(const spec::MoeCombineArgs& a) noexcept;
+const char* moe_dispatch_cpu_simd_isa() noexcept;
 
 // Scratch that grows to the largest call and is kept between calls (decode steps allocate nothing).
 class MoeScratch {

@@ -273,8 +273,8 @@ void output_unit(const Call& c, int64_t t0, int64_t t1, int64_t n0, int64_t n1, 
   (sum + (t - t0) * n, n, bf16, static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
 }
 
-// Small enough for one core; never with more rows than the streaming products take, whose GEMM would
-// form a team of its own.
+// Small enough for one core; never with more rows than the streaming products take, whose GEMM
+// would form a team of its own.
 bool is_small(const Call& c) {
   double bytes = 0;
   for (const auto& j : c.s.jobs) {
