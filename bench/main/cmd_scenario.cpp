@@ -1,16 +1,154 @@
-// scenario, all. A scenario is one entry of the list below: its options struct and run function
-// come from scenarios/<name>.h.
+// scenario, all. A scenario is one entry of the list below; its options and run function come from
+// scenarios/<name>.h.
 #include <fmt/format.h>
 
+#include "bench/harness/jobs.h"
 #include "bench/main/commands.h"
 #include "model/error.h"
 #include "reports/machine.h"
 #include "reports/table.h"
+#include "scenarios/expert_load.h"
+#include "scenarios/kv_cache.h"
+#include "scenarios/yarn_perplexity.h"
 
 namespace v3b::cli {
 namespace {
 
-// Declares the scenario's own options under `scenario NAME`; `all` runs them with defaults.
+// --contexts 1024:65536:*2,100000
+void add_int_list(CLI::App& app, const std::string& name, std::vector<int64_t>& out,
+                  const std::string& help) {
+  app.add_option_function<std::string>(
+      name, [&out, name](const std::string& text) { out = bench::parse_int_list(text, name); },
+      help);
+}
+
+void add_common(CLI::App& app, scen::CommonOptions& o) {
+  app.add_option("--out", o.out, "folder for the CSV, default results");
+  app.add_option("--model", o.model,
+                 "checkpoint folder or random:PRESET; default: the shipped model");
+  app.add_option("--backend", o.backend, "cpu_bf16, cpu_f32, reference_f32, reference_f64");
+  app.add_option("--corpus", o.corpus, "folder of scripts/build_corpus.py");
+  app.add_option("--text", o.text, "a text file instead of the corpus");
+  auto* full = app.add_flag("--full", o.full, "everything");
+  app.add_flag_callback("--quick", [] {}, "a minute or less (the default)")->excludes(full);
+  app.add_flag("--resume", o.resume, "keep the finished rows and do the rest");
+  app.add_option("--seed", o.seed, "seed of all that is random");
+  app.add_option("--threads", o.threads, "threads (0: all)")->check(CLI::Range(0, 4096));
+}
+
+void begin(const scen::CommonOptions& o) {
+  prepare_run({.threads = o.threads});
+  set_interrupt_note("finished rows are in " + o.out + ", --resume does the rest");
+}
+
+scen::CommonOptions from_common(const Common& c) {
+  scen::CommonOptions o;
+  o.out = c.out;
+  o.full = c.full;
+  o.resume = c.resume;
+  o.seed = c.seed;
+  o.threads = c.threads;
+  o.print_table = false;  // `all` prints every table at the end
+  return o;
+}
+
+template <class Options>
+int run_default(const Common& c, int (*run)(const Options&)) {
+  Options o;
+  static_cast<scen::CommonOptions&>(o) = from_common(c);
+  return run(o);
+}
+
+template <class Options, class AddOwn>
+void add_one(CLI::App& scenario, Chosen& chosen, const char* name, const char* help,
+             int (*run)(const Options&), AddOwn&& add_own) {
+  auto o = std::make_shared<Options>();
+  auto* sub = scenario.add_subcommand(name, help);
+  add_common(*sub, *o);
+  add_own(*sub, *o);
+  sub->callback([o, run, &chosen] {
+    chosen.run = [o, run] {
+      begin(*o);
+      return run(*o);
+    };
+  });
+}
+
+void add_kv_cache(CLI::App& app, Chosen& chosen) {
+  add_one<scen::KvCacheOptions>(
+      app, chosen, "kv-cache",
+      "bytes of the cache in each form of attention, and the decode step over it",
+      scen::run_kv_cache, [](CLI::App& sub, scen::KvCacheOptions& o) {
+        sub.add_option("--presets", o.presets, "model/presets names or config.json paths")
+            ->delimiter(',');
+        sub.add_option("--forms", o.forms, "mha, gqa-N, mqa, mla-expanded, mla")->delimiter(',');
+        sub.add_option("--dtypes", o.dtypes, "f32, bf16, f16, fp8")->delimiter(',');
+        add_int_list(sub, "--contexts", o.contexts, "context lengths, 1024:131072:*2");
+        add_int_list(sub, "--batches", o.batches, "sequences at once");
+        sub.add_option("--memory-gb", o.memory_gb, "memories whose longest context is told")
+            ->delimiter(',');
+        sub.add_option("--page", o.page, "rows a cache page");
+        sub.add_option("--measure-gb", o.measure_gb, "most memory that one measured row takes");
+        sub.add_option("--step-presets", o.step_presets,
+                       "whose heads the measured decode steps have")
+            ->delimiter(',');
+        add_int_list(sub, "--step-contexts", o.step_contexts,
+                     "contexts of the measured decode steps");
+        add_int_list(sub, "--step-batches", o.step_batches, "batches of the measured decode steps");
+        sub.add_option("--step-gb", o.step_gb, "most bytes that one measured step reads");
+        sub.add_option("--step-seconds", o.step_seconds, "samples of one measured step");
+        sub.add_flag("!--no-memory", o.measure_memory, "formulas only, no memory is taken");
+        sub.add_flag("!--no-step", o.measure_step, "no decode steps are measured");
+      });
+}
+
+void add_expert_load(CLI::App& app, Chosen& chosen) {
+  add_one<scen::ExpertLoadOptions>(
+      app, chosen, "expert-load", "how evenly experts are used, and what imbalance costs",
+      scen::run_expert_load, [](CLI::App& sub, scen::ExpertLoadOptions& o) {
+        sub.add_option("--parts", o.parts, "model, training, synthetic")->delimiter(',');
+        sub.add_option("--tokens", o.tokens, "held-out tokens a setting");
+        sub.add_option("--window", o.window, "tokens a sequence");
+        sub.add_option("--batch-windows", o.batch_windows, "sequences whose load one MaxVio is of");
+        sub.add_option("--strategies", o.strategies, "none, switch, sequence, bias, bias+sequence")
+            ->delimiter(',');
+        sub.add_option("--train-model", o.train_model, "preset or config of the trained model");
+        sub.add_option("--train-steps", o.train_steps, "steps a strategy");
+        sub.add_option("--train-batch", o.train_batch, "sequences a step");
+        sub.add_option("--train-context", o.train_context, "tokens a sequence");
+        sub.add_option("--bias-speed", o.bias_speed, "u of SPEC 1.18");
+        sub.add_option("--routes", o.routes, "synthetic routes")->delimiter(',');
+        sub.add_option("--route-tokens", o.route_tokens, "tokens of a synthetic case");
+        sub.add_option("--route-seconds", o.route_seconds, "samples of one measured case");
+      });
+}
+
+void add_yarn(CLI::App& app, Chosen& chosen) {
+  add_one<scen::YarnOptions>(
+      app, chosen, "yarn-perplexity", "loss past the trained context, by extension method",
+      scen::run_yarn_perplexity, [](CLI::App& sub, scen::YarnOptions& o) {
+        sub.add_option("--variants", o.variants, "none, pi, ntk, yarn, ...")->delimiter(',');
+        sub.add_option("--factors", o.factors, "scale factors")->delimiter(',');
+        sub.add_option("--length", o.length, "tokens scored of each document");
+        sub.add_option("--docs", o.docs, "documents");
+        add_int_list(sub, "--windows", o.windows, "sliding windows");
+        sub.add_option("--stride", o.stride, "of the sliding window");
+        sub.add_option("--window-variants", o.window_variants, "variants of the sliding windows")
+            ->delimiter(',');
+        sub.add_option("--window-docs", o.window_docs, "documents of the sliding windows");
+        sub.add_option("--window-length", o.window_length, "tokens of each of those");
+        sub.add_option("--chunk", o.chunk, "new tokens a forward pass");
+        sub.add_option("--finetune", o.finetune, "steps of each fine-tuning phase");
+        add_int_list(sub, "--finetune-contexts", o.finetune_contexts, "contexts of the phases");
+        sub.add_option("--finetune-variants", o.finetune_variants, "variants to fine-tune")
+            ->delimiter(',');
+        sub.add_option("--finetune-factor", o.finetune_factor, "scale factor while fine-tuning");
+        sub.add_option("--finetune-tokens", o.finetune_tokens, "tokens a step");
+        sub.add_option("--finetune-lr", o.finetune_lr, "learning rate");
+      });
+}
+
+// The next scenario (mtp-decoding) is one add_ function above and one line here.
 struct ScenarioEntry {
   const char* name;
   void (*add)(CLI::App& scenario, Chosen& chosen);
@@ -18,27 +156,37 @@ struct ScenarioEntry {
 };
 
 const std::vector<ScenarioEntry>& scenario_entries() {
-  static const std::vector<ScenarioEntry> entries = {};
+  static const std::vector<ScenarioEntry> entries = {
+      {"kv-cache", add_kv_cache,
+       [](const Common& c) { return run_default(c, scen::run_kv_cache); }},
+      {"expert-load", add_expert_load,
+       [](const Common& c) { return run_default(c, scen::run_expert_load); }},
+      {"yarn-perplexity", add_yarn,
+       [](const Common& c) { return run_default(c, scen::run_yarn_perplexity); }},
+  };
   return entries;
 }
 
+// The first code that is not 0 is the whole run's; everything else is still done.
 int run_all(const Common& common, const std::vector<std::string>& benchmark_args) {
   rep::ensure_output_dir(common.out);
-  int worst = run_all_jobs(common, benchmark_args);
+  int first_bad = run_all_jobs(common, benchmark_args);
+  set_interrupt_note("finished rows are in " + common.out + ", --resume does the rest");
   for (const auto& s : scenario_entries()) {
     fmt::print(stderr, "scenario {}\n", s.name);
     int code = 0;
     try {
       code = s.run_default(common);
-    } catch (const Error& e) {  // the others still run
+    } catch (const Error& e) {
+      if (e.code() == ExitCode::cannot_write) throw;  // the others could write nothing either
       fmt::print(stderr, "v3bench: scenario {}: {}\n", s.name, e.what());
       code = static_cast<int>(e.code());
     }
-    if (worst == 0) worst = code;
+    if (first_bad == 0) first_bad = code;
   }
   rep::write_machine_json(common.out);
   fmt::print("\n{}", rep::render_all_tables(common.out));
-  return worst;
+  return first_bad;
 }
 
 }  // namespace
