@@ -43,7 +43,8 @@ class SignalGuard {  // SIGINT and SIGTERM ask the loop to finish its step
   SignalGuard& operator=(const SignalGuard&) = delete;
 
  private:
-  struct sigaction old_int_ {}, old_term_ {};
+  struct sigaction old_int_ {
+  }, old_term_{};
 };
 
 double seconds_since(Clock::time_point t) {
@@ -65,9 +66,9 @@ std::string csv_line(const TrainRow& r) {
   return std::to_string(r.step) + "," + std::to_string(r.tokens) + "," + number(r.seconds) + "," +
          number(r.loss) + "," + number(r.mtp_loss) + "," + number(r.bits_per_byte) + "," +
          measured(r.val_loss) + "," + measured(r.val_bpb) + "," + number(r.lr) + "," +
-         number(r.grad_norm) + "," + number(r.maxvio_batch_mean) + "," + number(r.maxvio_max) + "," +
-         number(r.tokens_per_s) + "," + number(r.aux_loss) + "," + measured(r.val_mtp_loss) + "," +
-         measured(r.val_mtp_agree) + "\n";
+         number(r.grad_norm) + "," + number(r.maxvio_batch_mean) + "," + number(r.maxvio_max) +
+         "," + number(r.tokens_per_s) + "," + number(r.aux_loss) + "," + measured(r.val_mtp_loss) +
+         "," + measured(r.val_mtp_agree) + "\n";
 }
 
 // Appends rows, flushed one by one. Resuming drops the rows after the state's step.
@@ -130,24 +131,10 @@ model::ModelConfig choose_config(const TrainOptions& o) {
   return c;
 }
 
-void load_initial(const TrainOptions& o, kt::TrainStep& step) {
-  const kt::ParamTable& t = step.table();
-  std::vector<float> w(static_cast<size_t>(t.total));
-  kt::init_params(t, 0.02, o.seed, w);
-  if (o.init_dir.empty()) return step.set_params(w);
-  const auto weights = model::load_weights(o.init_dir);
-  for (const auto& [name, view] : model::named_tensors(*weights)) {
-    const kt::Param* p = t.find(name);
-    if (p != nullptr) {
-      const std::vector<float> v = model::to_float_vector(view);
-      std::copy(v.begin(), v.end(), w.begin() + p->offset);
-      continue;
-    }
-    for (const auto& l : t.layers) {
-      if (!l.moe || name != l.prefix + "mlp.gate.e_score_correction_bias") continue;
-      step.bias()[static_cast<size_t>(l.moe_index)] = model::to_float_vector(view);
-    }
-  }
+void load_initial(const TrainOptions& o, const model::ModelConfig& c, kt::TrainStep& step) {
+  if (!o.init_dir.empty()) return set_weights(step, *model::load_weights(o.init_dir));
+  std::vector<float> w(static_cast<size_t>(step.table().total));
+  kt::init_params(step.table(), c.initializer_range, o.seed, w);
   step.set_params(w);
 }
 
@@ -188,20 +175,50 @@ Balance parse_balance(const std::string& name) {
 }
 const char* balance_name(Balance b) {
   switch (b) {
-    case Balance::none: return "none";
-    case Balance::switch_loss: return "switch";
-    case Balance::sequence: return "sequence";
-    case Balance::bias: return "bias";
-    case Balance::bias_sequence: return "bias+sequence";
+    case Balance::none:
+      return "none";
+    case Balance::switch_loss:
+      return "switch";
+    case Balance::sequence:
+      return "sequence";
+    case Balance::bias:
+      return "bias";
+    case Balance::bias_sequence:
+      return "bias+sequence";
   }
   return "?";
+}
+
+void set_weights(kern::train::TrainStep& step, const model::ModelWeights& weights) {
+  const kt::ParamTable& t = step.table();
+  std::vector<float> w(static_cast<size_t>(t.total), 0.0F);
+  size_t found = 0;
+  for (const auto& [name, view] : model::named_tensors(weights)) {
+    if (const kt::Param* p = t.find(name); p != nullptr) {
+      const std::vector<float> v = model::to_float_vector(view);
+      if (static_cast<int64_t>(v.size()) == p->numel()) ++found;
+      std::copy_n(v.begin(), std::min<size_t>(v.size(), static_cast<size_t>(p->numel())),
+                  w.begin() + p->offset);
+      continue;
+    }
+    for (const auto& l : t.layers) {
+      if (!l.moe || name != l.prefix + "mlp.gate.e_score_correction_bias") continue;
+      step.bias()[static_cast<size_t>(l.moe_index)] = model::to_float_vector(view);
+    }
+  }
+  if (found != t.params.size()) {
+    throw Error(ExitCode::bad_input, "tensors for training", "checkpoint",
+                std::to_string(t.params.size()), std::to_string(found));
+  }
+  step.set_params(w);
 }
 
 TrainResult train(const TrainOptions& o) {
   if ((o.steps > 0) == (o.minutes > 0)) {
     throw Error(ExitCode::usage, "training length", "--steps, --minutes", "exactly one of the two");
   }
-  if (o.batch < 1 || !(o.lr > 0)) throw Error(ExitCode::usage, "--batch and --lr must be positive", "train");
+  if (o.batch < 1 || !(o.lr > 0))
+    throw Error(ExitCode::usage, "--batch and --lr must be positive", "train");
   TrainResult result;
   const model::ModelConfig c = result.config = choose_config(o);
   const int64_t S = o.context > 0 ? o.context : c.max_position_embeddings, B = o.batch;
@@ -223,13 +240,13 @@ TrainResult train(const TrainOptions& o) {
   std::shared_ptr<kt::TrainStep> step =
       kt::make_train_step(c, o.exact ? kt::Arithmetic::f32 : kt::Arithmetic::bf16);
   result.step = step;
-  load_initial(o, *step);
+  load_initial(o, c, *step);
   result.predicted_flops_per_token = kt::train_flops_per_token(c, S);
   const bool files = !o.out_dir.empty();
-  const std::string fingerprint = model::config_to_json(c) + " tokenizer " + tokenizer.fingerprint() +
-                                  " batch " + std::to_string(B) + " context " + std::to_string(S) +
-                                  " seed " + std::to_string(o.seed) + " balance " +
-                                  balance_name(o.balance);
+  const std::string fingerprint = model::config_to_json(c) + " tokenizer " +
+                                  tokenizer.fingerprint() + " batch " + std::to_string(B) +
+                                  " context " + std::to_string(S) + " seed " +
+                                  std::to_string(o.seed) + " balance " + balance_name(o.balance);
   TrainState state;
   if (files) {
     std::error_code ec;
@@ -242,9 +259,9 @@ TrainResult train(const TrainOptions& o) {
   const bool sequence = o.balance == Balance::sequence || o.balance == Balance::bias_sequence;
   const bool use_bias = o.balance == Balance::bias || o.balance == Balance::bias_sequence;
   kt::LossOptions loss;
-  loss.aux = sequence                                 ? kt::AuxLoss::sequence
+  loss.aux = sequence                            ? kt::AuxLoss::sequence
              : o.balance == Balance::switch_loss ? kt::AuxLoss::switch_loss
-                                                      : kt::AuxLoss::none;
+                                                 : kt::AuxLoss::none;
   loss.aux_alpha = o.aux_alpha >= 0 ? o.aux_alpha : sequence ? 1e-4 : 1e-2;
 
   SignalGuard guard;
@@ -268,15 +285,17 @@ TrainResult train(const TrainOptions& o) {
     order.batch(state.position++, B, tokens.data());
     const kt::StepLosses l = step->run({B, S, tokens.data(), nullptr}, loss, true);
     kt::AdamOptions adam;
-    const double warm = static_cast<double>(state.step + 1) / static_cast<double>(std::max<int64_t>(o.warmup_steps, 1));
+    const double warm = static_cast<double>(state.step + 1) /
+                        static_cast<double>(std::max<int64_t>(o.warmup_steps, 1));
     const double cosine = 0.5 * (1 + std::cos(3.14159265358979323846 * std::min(share, 1.0)));
     adam.lr = o.lr * std::min(warm, 1.0) * (o.min_lr_ratio + (1 - o.min_lr_ratio) * cosine);
     adam.weight_decay = o.weight_decay, adam.clip = o.clip;
     const double grad = step->adamw(adam, state.step + 1);
     bad = std::isfinite(grad) && std::isfinite(l.total) ? 0 : bad + 1;
     if (bad >= 5) {
-      throw Error(ExitCode::check_failed, "training diverged", "step " + std::to_string(state.step + 1),
-                  "finite loss and gradient", number(l.total) + ", " + number(grad));
+      throw Error(ExitCode::check_failed, "training diverged",
+                  "step " + std::to_string(state.step + 1), "finite loss and gradient",
+                  number(l.total) + ", " + number(grad));
     }
     if (use_bias && share < 1 - 0.5 / 14.8) {
       for (size_t i = 0; i < l.load.size(); ++i) {
@@ -348,7 +367,8 @@ TrainResult train(const TrainOptions& o) {
   double busy = 0;
   for (const TrainRow& r : result.rows) busy += 1 / r.tokens_per_s;
   if (busy > 0) result.tokens_per_s = static_cast<double>(result.rows.size()) / busy;
-  if (!result.interrupted) result.validation = evaluate(*step, val_text, tokenizer, S, o.final_validate_tokens);
+  if (!result.interrupted)
+    result.validation = evaluate(*step, val_text, tokenizer, S, o.final_validate_tokens);
   if (progress.on && progress.tty) std::fputc('\n', stderr);
   return result;
 }
@@ -363,10 +383,11 @@ int run_train(const TrainOptions& o) {
   std::printf("trained %lld tokens in %.0f s; %.0f tokens/s, %.1f GFLOP/s (%.2f MFLOP a token)\n",
               static_cast<long long>(r.rows.empty() ? 0 : r.rows.back().tokens),
               r.rows.empty() ? 0.0 : r.rows.back().seconds, r.tokens_per_s,
-              r.tokens_per_s * r.predicted_flops_per_token / 1e9, r.predicted_flops_per_token / 1e6);
+              r.tokens_per_s * r.predicted_flops_per_token / 1e9,
+              r.predicted_flops_per_token / 1e6);
   const EvalResult& v = r.validation;
-  std::printf("validation: %lld tokens, loss %.4f nats, %.4f bits/byte", static_cast<long long>(v.tokens),
-              v.loss(), v.bits_per_byte());
+  std::printf("validation: %lld tokens, loss %.4f nats, %.4f bits/byte",
+              static_cast<long long>(v.tokens), v.loss(), v.bits_per_byte());
   if (v.mtp_compared > 0) {
     std::printf(", MTP loss %.4f, MTP agrees with the model's own top-1 in %.1f%%",
                 v.mtp_nats / static_cast<double>(v.mtp_tokens),

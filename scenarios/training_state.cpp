@@ -16,7 +16,8 @@ namespace {
 namespace fs = std::filesystem;
 using model::OwnedTensor;
 
-OwnedTensor f32_tensor(const std::string& name, std::vector<int64_t> shape, const float* p, size_t n) {
+OwnedTensor f32_tensor(const std::string& name, std::vector<int64_t> shape, const float* p,
+                       size_t n) {
   OwnedTensor t{name, spec::DType::f32, std::move(shape), {}};
   t.bytes.resize(n * 4);
   std::memcpy(t.bytes.data(), p, n * 4);
@@ -62,9 +63,9 @@ void save_state(const std::string& dir, const std::string& fingerprint, const Tr
       f32_tensor("bias", {static_cast<int64_t>(bias.size())}, bias.data(), bias.size()));
   const std::string name = state_name(s.step);
   model::save_safetensors(dir + "/" + name, tensors, {{"fingerprint", fingerprint}});
-  const nlohmann::json j{{"state", name},           {"fingerprint", fingerprint},
-                         {"step", s.step},          {"tokens", s.tokens},
-                         {"position", s.position},  {"seconds", s.seconds}};
+  const nlohmann::json j{{"state", name},          {"fingerprint", fingerprint},
+                         {"step", s.step},         {"tokens", s.tokens},
+                         {"position", s.position}, {"seconds", s.seconds}};
   write_text_atomically(dir + "/state.json", j.dump(1) + "\n");
   std::vector<std::string> old;
   for (const auto& e : fs::directory_iterator(dir)) {

@@ -11,9 +11,9 @@ struct TrainState {
   int64_t step = 0, tokens = 0, position = 0;  // position: batches drawn from WindowOrder
   double seconds = 0;
 };
-// state-<step>.safetensors (weights, moments, selection bias) and state.json naming the newest; each
-// written beside its final name and renamed, the last two states are kept. `fingerprint` guards
-// against resuming with another model, corpus, batch or context.
+// state-<step>.safetensors (weights, moments, selection bias) and state.json naming the newest;
+// each written beside its final name and renamed, the last two states are kept. `fingerprint`
+// guards against resuming with another model, corpus, batch or context.
 void save_state(const std::string& dir, const std::string& fingerprint, const TrainState& s,
                 kern::train::TrainStep& step);
 // Throws v3b::Error: not_found without a state, bad_input when it does not fit.

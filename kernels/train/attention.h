@@ -1,5 +1,5 @@
-// Causal expanded-MLA attention core, forward and backward (SPEC 1.7, 3.3). Each (sequence, head) is
-// one task; its scores are formed kQueryBlock rows at a time, so that scores, probabilities and
+// Causal expanded-MLA attention core, forward and backward (SPEC 1.7, 3.3). Each (sequence, head)
+// is one task; its scores are formed kQueryBlock rows at a time, so that scores, probabilities and
 // their gradients stay in the L2 cache; the backward recomputes the probabilities from the saved
 // log-sum-exp. Rows are padded to 16 with zeros so that few GEMM shapes occur. Internal to
 // kernels/train.
@@ -22,14 +22,14 @@ struct AttnDims {
 };
 
 template <class R, class X>
-struct AttnActs {      // saved for the backward, per layer
-  Buffer<X> q, k, v;   // [B, nh, sp, dqk | dqk | dv], RoPE applied, pad rows zero
-  Buffer<R> lse;       // [B, nh, sp]
-  Buffer<X> o;         // [B*S, nh*dv]
+struct AttnActs {     // saved for the backward, per layer
+  Buffer<X> q, k, v;  // [B, nh, sp, dqk | dqk | dv], RoPE applied, pad rows zero
+  Buffer<R> lse;      // [B, nh, sp]
+  Buffer<X> o;        // [B*S, nh*dv]
 };
 
 template <class R, class X>
-struct AttnScratch {   // one thread's
+struct AttnScratch {  // one thread's
   Buffer<R> s, dp, o, dq, dk, dv, delta;
   Buffer<X> p, ds, dop;
   void reserve(const AttnDims& a) {
@@ -44,10 +44,10 @@ struct AttnScratch {   // one thread's
 
 // attention_small.h: the same on AVX512_BF16, for the types that have it.
 inline bool small_attention_fits(const AttnDims& a);
-inline void small_attention_fwd(const AttnDims& a, const bf16* Q, const bf16* K, const bf16* V, float* lse,
-                         bf16* o, int64_t ldo, AttnScratch<float, bf16>& t);
+inline void small_attention_fwd(const AttnDims& a, const bf16* Q, const bf16* K, const bf16* V,
+                                float* lse, bf16* o, int64_t ldo, AttnScratch<float, bf16>& t);
 inline void small_attention_bwd(const AttnDims& a, const bf16* Q, const bf16* K, const bf16* V,
-                         const float* lse, AttnScratch<float, bf16>& t);
+                                const float* lse, AttnScratch<float, bf16>& t);
 
 // q_raw [B*S, nh*dqk], kv_raw [B*S, nh*(dn+dv)], kpe [B*S, dr] already rotated; cos, sin [S, dr/2].
 template <class R, class X>

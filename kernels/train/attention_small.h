@@ -1,7 +1,7 @@
-// The attention core of attention.h on small_gemm's paired operands (bf16, AVX512_BF16): same blocks,
-// same saved activations, about three times faster than a library call a block. The probabilities and
-// score gradients are written both by rows and as row pairs, so that each of the five products of the
-// backward reads them in the order it needs. Internal to kernels/train.
+// The attention core of attention.h on small_gemm's paired operands (bf16, AVX512_BF16): same
+// blocks, same saved activations, about three times faster than a library call a block. The
+// probabilities and score gradients are written both by rows and as row pairs, so that each of the
+// five products of the backward reads them in the order it needs. Internal to kernels/train.
 #pragma once
 #include <cstring>
 
@@ -85,8 +85,8 @@ inline void small_attention_fwd(const AttnDims& a, const bf16* Q, const bf16* K,
       lse[i0 + i] = mx * scale + std::log(sum);
       sums[i] = 1.0F / sum;
     }
-    small_gemm_cpu_avx512bf16(nq, a.dv, nk / 2, u.p.data(), nk / 2, 1, u.vp.data(), a.dv, t.o.data(),
-                              a.dv, false);
+    small_gemm_cpu_avx512bf16(nq, a.dv, nk / 2, u.p.data(), nk / 2, 1, u.vp.data(), a.dv,
+                              t.o.data(), a.dv, false);
     for (int64_t i = 0; i < nq && i0 + i < a.S; ++i) {
       bf16* out = o + (i0 + i) * ldo;
       for (int64_t j = 0; j < a.dv; ++j) out[j] = st<bf16>(t.o[i * a.dv + j] * sums[i]);

@@ -7,12 +7,12 @@
 
 namespace v3b::kern::train {
 
-// Sequence-wise loss, averaged over B sequences of S rows: returns its value and adds the gradient to
-// s_bar [B*S, E] (if not null). f from the top-K of the unbiased scores without group limit, or from
-// the routing actually used (idx).
+// Sequence-wise loss, averaged over B sequences of S rows: returns its value and adds the gradient
+// to s_bar [B*S, E] (if not null). f from the top-K of the unbiased scores without group limit, or
+// from the routing actually used (idx).
 template <class R>
-double sequence_balance(int64_t B, int64_t S, const RouterDims& r, double alpha, bool f_from_routing,
-                        const R* s, const int32_t* idx, R* s_bar) {
+double sequence_balance(int64_t B, int64_t S, const RouterDims& r, double alpha,
+                        bool f_from_routing, const R* s, const int32_t* idx, R* s_bar) {
   std::vector<double> loss(static_cast<size_t>(B), 0.0);
 #pragma omp parallel for schedule(static)
   for (int64_t b = 0; b < B; ++b) {
@@ -49,8 +49,8 @@ double sequence_balance(int64_t B, int64_t S, const RouterDims& r, double alpha,
   return sum / static_cast<double>(B);
 }
 
-// Switch loss over the whole batch on p = softmax(z), f over all K assignments divided by K (minimum
-// alpha): returns the value, adds the gradient to z_bar [N, E] (if not null).
+// Switch loss over the whole batch on p = softmax(z), f over all K assignments divided by K
+// (minimum alpha): returns the value, adds the gradient to z_bar [N, E] (if not null).
 template <class R>
 double switch_balance(int64_t N, const RouterDims& r, double alpha, const R* z,
                       const std::vector<int64_t>& counts, R* z_bar) {
@@ -71,7 +71,8 @@ double switch_balance(int64_t N, const RouterDims& r, double alpha, const R* z,
     }
     if (z_bar == nullptr) continue;
     const R k = R(alpha) * R(r.E) / R(N);
-    for (size_t e = 0; e < p.size(); ++e) z_bar[t * r.E + static_cast<int64_t>(e)] += k * p[e] * (R(f[e]) - dot);
+    for (size_t e = 0; e < p.size(); ++e)
+      z_bar[t * r.E + static_cast<int64_t>(e)] += k * p[e] * (R(f[e]) - dot);
   }
   double loss = 0;
   for (size_t e = 0; e < f.size(); ++e) loss += f[e] * P[e];

@@ -1,5 +1,5 @@
-// Feed-forward layers of the training step: SwiGLU MLP (dense and shared experts), the V3 router and
-// the routed experts, forward and backward (SPEC 1.12-1.17, 3.4-3.7). Routed rows are sorted by
+// Feed-forward layers of the training step: SwiGLU MLP (dense and shared experts), the V3 router
+// and the routed experts, forward and backward (SPEC 1.12-1.17, 3.4-3.7). Routed rows are sorted by
 // expert and padded with zero rows to a multiple of kExpertPad; an expert's rows are worked through
 // in tiles of kExpertTile, one thread a tile (forward) or an expert (backward), so that the GEMMs
 // find their rows in the L2 cache and few shapes occur. The routing weight multiplies the hidden
@@ -132,14 +132,14 @@ struct ExpertTile {
 };
 template <class R, class X>
 struct MoeActs {
-  Buffer<R> s, w;            // [N,E], [N,K]
-  Buffer<int32_t> idx;       // [N,K]
+  Buffer<R> s, w;                      // [N,E], [N,K]
+  Buffer<int32_t> idx;                 // [N,K]
   std::vector<int64_t> counts, begin;  // [E] assignments, [E+1] padded starts
-  std::vector<int32_t> row_slot;  // [P]: t*K+k, or -1 for a pad row
-  std::vector<int32_t> slot_row;  // [N*K]: row
+  std::vector<int32_t> row_slot;       // [P]: t*K+k, or -1 for a pad row
+  std::vector<int32_t> slot_row;       // [N*K]: row
   std::vector<ExpertTile> tiles;
-  Buffer<X> xg, hw;          // [P,d], [P,m]
-  Buffer<R> gu;              // [P,2m]
+  Buffer<X> xg, hw;  // [P,d], [P,m]
+  Buffer<R> gu;      // [P,2m]
   MlpActs<R, X> shared;
   int64_t rows() const { return begin.empty() ? 0 : begin.back(); }
 };

@@ -1,5 +1,5 @@
-// LM head and cross-entropy in row chunks, so that the logits of all tokens never stand in memory at
-// once (SPEC 1.29, 3.8). Internal to kernels/train.
+// LM head and cross-entropy in row chunks, so that the logits of all tokens never stand in memory
+// at once (SPEC 1.29, 3.8). Internal to kernels/train.
 #pragma once
 #include "kernels/train/ops.h"
 
@@ -47,7 +47,8 @@ double head_loss(int64_t N, int64_t d, int64_t V, const X* x, const X* w, const 
           z[j] = exp_of(z[j] - mx);
           sum += z[j];
         }
-        if (y >= 0) t.nats[static_cast<size_t>(at + i)] = static_cast<double>(mx + std::log(sum) - zy);
+        if (y >= 0)
+          t.nats[static_cast<size_t>(at + i)] = static_cast<double>(mx + std::log(sum) - zy);
         if (dh == nullptr) continue;
         X* g = t.dlogits.data() + (s0 + i) * V;
         if (y < 0) {

@@ -28,14 +28,14 @@ class PhaseTimer {
 
 template <class R, class X>
 struct LayerActs {
-  Buffer<R> h2;                      // [N,d] after attention
-  Buffer<X> x1, x2;                  // [N,d] normalised inputs of attention and FFN
+  Buffer<R> h2;      // [N,d] after attention
+  Buffer<X> x1, x2;  // [N,d] normalised inputs of attention and FFN
   Buffer<R> rstd1, rstd2, rstd_q, rstd_kv;
-  Buffer<R> a;                       // [N, a_width] before the latent norms
-  Buffer<X> cq, c;                   // [N,d_q], [N,d_c]
+  Buffer<R> a;      // [N, a_width] before the latent norms
+  Buffer<X> cq, c;  // [N,d_q], [N,d_c]
   AttnActs<R, X> attn;
-  MlpActs<R, X> mlp;                 // dense or shared
-  Buffer<R> x2r, z;                  // MoE: [N,d] router input, [N,E] logits
+  MlpActs<R, X> mlp;  // dense or shared
+  Buffer<R> x2r, z;   // MoE: [N,d] router input, [N,E] logits
   MoeActs<R, X> moe;
 };
 
@@ -54,12 +54,12 @@ struct Scratch {
 };
 
 template <class R, class X>
-struct Net {                 // what all layers share
+struct Net {  // what all layers share
   const model::ModelConfig* c;
-  const R* w;                // masters
-  const X* wx;               // GEMM operands, same offsets
-  R* g;                      // gradients
-  const R *cos, *sin;        // [S, d_r/2]
+  const R* w;          // masters
+  const X* wx;         // GEMM operands, same offsets
+  R* g;                // gradients
+  const R *cos, *sin;  // [S, d_r/2]
   double scale;
   RouterDims router;
   LossOptions loss;
@@ -82,7 +82,8 @@ void layer_fwd(const Net<R, X>& n, const LayerRef& L, int64_t B, int64_t S, cons
   A.rstd1.reserve_discard(N), A.rstd2.reserve_discard(N), A.a.reserve_discard(N * aw);
   A.rstd_q.reserve_discard(N), A.rstd_kv.reserve_discard(N);
   A.c.reserve_discard(N * dc), A.cq.reserve_discard(N * dq);
-  A.attn.q.reserve_discard(B * nh * ad.sp() * dqk), A.attn.k.reserve_discard(B * nh * ad.sp() * dqk);
+  A.attn.q.reserve_discard(B * nh * ad.sp() * dqk),
+      A.attn.k.reserve_discard(B * nh * ad.sp() * dqk);
   A.attn.v.reserve_discard(B * nh * ad.sp() * ad.dv), A.attn.lse.reserve_discard(B * nh * ad.sp());
   A.attn.o.reserve_discard(N * ow);
   t.q.reserve_discard(N * nh * dqk), t.kv.reserve_discard(N * kvw), t.kpe.reserve_discard(N * dr);
@@ -110,7 +111,8 @@ void layer_fwd(const Net<R, X>& n, const LayerRef& L, int64_t B, int64_t S, cons
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < N; ++i) {
     std::copy_n(A.a.data() + i * aw + qw + dc, dr, t.kpe.data() + i * dr);
-    rope_row(t.kpe.data() + i * dr, n.cos + i % S * (dr / 2), n.sin + i % S * (dr / 2), dr / 2, R(1));
+    rope_row(t.kpe.data() + i * dr, n.cos + i % S * (dr / 2), n.sin + i % S * (dr / 2), dr / 2,
+             R(1));
   }
   attention_fwd(ad, q_raw, t.kv.data(), t.kpe.data(), n.cos, n.sin, A.attn, t.attn);
   n.timer->lap("attention");
@@ -200,14 +202,16 @@ void layer_bwd(const Net<R, X>& n, const LayerRef& L, int64_t B, int64_t S, cons
     for (int64_t i = 0; i < N; ++i) {
       R* g = zb + i * r.E;
       const R* s = M.s.data() + i * r.E;
-      route_token_bwd(r, s, M.idx.data() + i * r.K, M.w.data() + i * r.K, t.w_bar.data() + i * r.K, g);
+      route_token_bwd(r, s, M.idx.data() + i * r.K, M.w.data() + i * r.K, t.w_bar.data() + i * r.K,
+                      g);
       for (int64_t e = 0; e < r.E; ++e) g[e] *= s[e] * (R(1) - s[e]);
     }
     if (n.loss.aux == AuxLoss::switch_loss) {
       switch_balance<R>(N, r, n.loss.aux_alpha, A.z.data(), M.counts, zb);
     }
     mm_dx(N, r.E, d, static_cast<const R*>(zb), n.w + L.router, dx, true);
-    mm_dw(N, r.E, d, static_cast<const R*>(zb), static_cast<const R*>(A.x2r.data()), n.g + L.router);
+    mm_dw(N, r.E, d, static_cast<const R*>(zb), static_cast<const R*>(A.x2r.data()),
+          n.g + L.router);
     n.timer->lap("router");
   }
   rmsnorm_bwd(N, d, dx, d, A.h2.data(), d, n.w + L.post_norm, A.rstd2.data(),
@@ -220,7 +224,8 @@ void layer_bwd(const Net<R, X>& n, const LayerRef& L, int64_t B, int64_t S, cons
   n.timer->lap("gemm_attn");
   t.dq.reserve_discard(N * nh * dqk), t.dkv.reserve_discard(N * kvw);
   t.dkpe.reserve_discard(N * dr), t.kpe_heads.reserve_discard(N * nh * dr);
-  t.da.reserve_discard(N * aw), t.dc.reserve_discard(N * std::max(dc, dq)), t.d2.reserve_discard(N * d);
+  t.da.reserve_discard(N * aw), t.dc.reserve_discard(N * std::max(dc, dq)),
+      t.d2.reserve_discard(N * d);
   attention_bwd(ad, A.attn, t.d1.data(), n.cos, n.sin, t.dq.data(), t.dkv.data(), t.dkpe.data(),
                 t.kpe_heads.data(), t.attn);
   n.timer->lap("attention");
@@ -248,8 +253,8 @@ void layer_bwd(const Net<R, X>& n, const LayerRef& L, int64_t B, int64_t S, cons
   mm_dw(N, aw, d, t.da.data(), A.x1.data(), n.g + L.a_proj);
   mm_dx(N, aw, d, t.da.data(), n.wx + L.a_proj, t.d2.data());
   n.timer->lap("gemm_attn");
-  rmsnorm_bwd(N, d, t.d2.data(), d, h, d, n.w + L.in_norm, A.rstd1.data(), static_cast<const R*>(dh),
-              dh, d, n.g + L.in_norm, t.partial);
+  rmsnorm_bwd(N, d, t.d2.data(), d, h, d, n.w + L.in_norm, A.rstd1.data(),
+              static_cast<const R*>(dh), dh, d, n.g + L.in_norm, t.partial);
   n.timer->lap("norm");
 }
 

@@ -94,7 +94,8 @@ void mm_fwd(int64_t rows, int64_t out, int64_t in, const X* x, const X* w, R* y,
 }
 // dx = dy W
 template <class X, class R>
-void mm_dx(int64_t rows, int64_t out, int64_t in, const X* dy, const X* w, R* dx, bool acc = false) {
+void mm_dx(int64_t rows, int64_t out, int64_t in, const X* dy, const X* w, R* dx,
+           bool acc = false) {
   mm(rows, in, out, dy, out, false, w, in, false, dx, in, acc);
 }
 // dW += dy^T x

@@ -7,7 +7,8 @@ namespace {
 
 struct Builder {
   ParamTable t;
-  int64_t add(const std::string& name, std::vector<int64_t> shape, bool fused_with_previous = false) {
+  int64_t add(const std::string& name, std::vector<int64_t> shape,
+              bool fused_with_previous = false) {
     if (!fused_with_previous) t.total = (t.total + 31) / 32 * 32;
     Param p{name, std::move(shape), t.total, false};
     p.matrix = p.shape.size() == 2;
@@ -55,8 +56,7 @@ struct Builder {
     r.router = add(mlp + "gate.weight", {c.n_routed_experts, d});
     r.ffn = ffn(mlp + "shared_experts.", c.n_shared_experts * c.moe_intermediate_size, d);
     for (int64_t e = 0; e < c.n_routed_experts; ++e) {
-      const FfnRef x =
-          ffn(mlp + "experts." + std::to_string(e) + ".", c.moe_intermediate_size, d);
+      const FfnRef x = ffn(mlp + "experts." + std::to_string(e) + ".", c.moe_intermediate_size, d);
       if (e == 0) r.experts = x.gate_up;
       if (e == 1) r.expert_stride = x.gate_up - r.experts;
     }
@@ -104,7 +104,8 @@ ParamTable make_param_table(const model::ModelConfig& c) {
 }
 
 double train_flops_per_token(const model::ModelConfig& c, int64_t context) {
-  const double d = static_cast<double>(c.hidden_size), nh = static_cast<double>(c.num_attention_heads);
+  const double d = static_cast<double>(c.hidden_size),
+               nh = static_cast<double>(c.num_attention_heads);
   const double dqk = static_cast<double>(c.qk_head_dim()), dv = static_cast<double>(c.v_head_dim);
   const double dc = static_cast<double>(c.kv_lora_rank), dq = static_cast<double>(c.q_lora_rank);
   const double dr = static_cast<double>(c.qk_rope_head_dim);

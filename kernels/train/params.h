@@ -14,7 +14,7 @@ struct Param {
   std::string name;            // e.g. model.layers.1.mlp.experts.3.up_proj.weight
   std::vector<int64_t> shape;  // [out, in] or [n]
   int64_t offset = 0;          // elements into the flat array
-  bool matrix = false;         // weight decay applies (SPEC 3.12), N(0, initializer_range^2) at start
+  bool matrix = false;  // weight decay applies (SPEC 3.12), N(0, initializer_range^2) at start
   int64_t numel() const {
     int64_t n = 1;
     for (int64_t s : shape) n *= s;
@@ -27,16 +27,16 @@ struct FfnRef {
   int64_t down = -1;     // [d, width]
   int64_t width = 0;     // 0: absent
 };
-struct LayerRef {          // offsets into the flat array
-  std::string prefix;      // "model.layers.3."
-  int64_t in_norm = 0;     // [d]
-  int64_t a_proj = 0;      // [q_width + d_c + d_r, d]; q_width = d_q, or n_h*d_qk without compression
-  int64_t q_norm = -1;     // [d_q]
-  int64_t q_b = -1;        // [n_h*d_qk, d_q]
-  int64_t kv_norm = 0;     // [d_c]
-  int64_t kv_b = 0;        // [n_h*(d_n+d_v), d_c]
-  int64_t o = 0;           // [d, n_h*d_v]
-  int64_t post_norm = 0;   // [d]
+struct LayerRef {       // offsets into the flat array
+  std::string prefix;   // "model.layers.3."
+  int64_t in_norm = 0;  // [d]
+  int64_t a_proj = 0;   // [q_width + d_c + d_r, d]; q_width = d_q, or n_h*d_qk without compression
+  int64_t q_norm = -1;  // [d_q]
+  int64_t q_b = -1;     // [n_h*d_qk, d_q]
+  int64_t kv_norm = 0;  // [d_c]
+  int64_t kv_b = 0;     // [n_h*(d_n+d_v), d_c]
+  int64_t o = 0;        // [d, n_h*d_v]
+  int64_t post_norm = 0;  // [d]
   bool moe = false;
   int64_t moe_index = -1;  // place among the MoE layers, MTP's last
   FfnRef ffn;              // dense layer's, or the shared experts'
@@ -59,8 +59,8 @@ struct ParamTable {
 // one MTP module, tied embeddings.
 ParamTable make_param_table(const model::ModelConfig& c);
 
-// FLOPs of one trained token: 2 * matrices forward, twice that backward, attention core at a mean of
-// context/2 keys (backward with the recomputed scores). Routed experts count K of E.
+// FLOPs of one trained token: 2 * matrices forward, twice that backward, attention core at a mean
+// of context/2 keys (backward with the recomputed scores). Routed experts count K of E.
 double train_flops_per_token(const model::ModelConfig& c, int64_t context);
 
 }  // namespace v3b::kern::train

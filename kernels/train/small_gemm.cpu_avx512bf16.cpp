@@ -39,8 +39,8 @@ inline void tile(int64_t K2, const uint32_t* a, int64_t a_row, int64_t a_pair, c
 }  // namespace
 
 void small_gemm_cpu_avx512bf16(int64_t M, int64_t N, int64_t K2, const uint32_t* a, int64_t a_row,
-                               int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
-                               bool accumulate) noexcept {
+                               int64_t a_pair, const uint32_t* b, int64_t ldb, float* c,
+                               int64_t ldc, bool accumulate) noexcept {
   for (int64_t n = 0; n < N;) {
     const int64_t left = N - n;
     for (int64_t m = 0; m < M; m += kRows) {

@@ -23,20 +23,21 @@ struct LossOptions {
   double aux_alpha = 1e-4;
   bool aux_f_from_routing = false;  // flag balance_f
 };
-// tokens [B, S+1]: inputs 0..S-1, next-token targets 1..S. targets [B, S] (or null for tokens shifted)
-// with -100 to ignore. The MTP row p (p < S-1) embeds tokens[p+1] and predicts target[p+1].
+// tokens [B, S+1]: inputs 0..S-1, next-token targets 1..S. targets [B, S] (or null for tokens
+// shifted) with -100 to ignore. The MTP row p (p < S-1) embeds tokens[p+1] and predicts
+// target[p+1].
 struct Batch {
   int64_t B = 0, S = 0;
   const int32_t* tokens = nullptr;
   const int32_t* targets = nullptr;
 };
 struct StepLosses {
-  int64_t targets = 0, mtp_targets = 0;    // counted tokens
-  double nats = 0, mtp_nats = 0;           // sums over counted tokens
-  double aux = 0;                          // sum over layers, alpha included
-  double total = 0;                        // nats/targets + lambda*mtp_nats/targets + aux
+  int64_t targets = 0, mtp_targets = 0;     // counted tokens
+  double nats = 0, mtp_nats = 0;            // sums over counted tokens
+  double aux = 0;                           // sum over layers, alpha included
+  double total = 0;                         // nats/targets + lambda*mtp_nats/targets + aux
   int64_t mtp_agree = 0, mtp_compared = 0;  // MTP argmax == main argmax for the same token
-  std::vector<std::vector<int64_t>> load;  // [MoE layer][E] assignments
+  std::vector<std::vector<int64_t>> load;   // [MoE layer][E] assignments
 };
 
 struct AdamOptions {
@@ -57,8 +58,8 @@ class TrainStep {
   virtual std::vector<std::vector<float>>& bias() = 0;
   // Loss only, or with gradients (written, not added).
   virtual StepLosses run(const Batch& batch, const LossOptions& o, bool backward) = 0;
-  // Clips by the global norm and applies AdamW with step number `t` (1-based); returns the norm before
-  // clipping. A norm that is not finite leaves the weights alone.
+  // Clips by the global norm and applies AdamW with step number `t` (1-based); returns the norm
+  // before clipping. A norm that is not finite leaves the weights alone.
   virtual double adamw(const AdamOptions& o, int64_t t) = 0;
   // Adam's first and second moment, [table().total] each, for checkpoints.
   virtual std::span<float> moment1() = 0;

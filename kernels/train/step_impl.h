@@ -1,6 +1,7 @@
 // TrainStep for one pair of types; instantiated in step_bf16.cpp, step_f32.cpp and step_f64.cpp. A
-// batch is worked through in parts, one thread each, that meet once a step, when their gradients are
-// added: on a busy machine a barrier after every operation costs more than the copies of gradients.
+// batch is worked through in parts, one thread each, that meet once a step, when their gradients
+// are added: on a busy machine a barrier after every operation costs more than the copies of
+// gradients.
 #pragma once
 #include "kernels/core/cpu.h"
 #include "kernels/train/head.h"
@@ -63,7 +64,8 @@ class Worker {
   PhaseTimer& timer() { return timer_; }
 
  private:
-  void embed(int64_t B, int64_t S, int64_t S_in, int64_t shift, const int32_t* tokens, R* out) const {
+  void embed(int64_t B, int64_t S, int64_t S_in, int64_t shift, const int32_t* tokens,
+             R* out) const {
     const int64_t d = c_.hidden_size;
     const R* table = w_.data() + table_.embed;
 #pragma omp parallel for schedule(static)
@@ -81,8 +83,8 @@ class Worker {
     }
   }
   // Two halves of the columns, rows in order: the same sum for any number of threads.
-  void embed_bwd(int64_t B, int64_t S, int64_t S_in, int64_t shift, const int32_t* tokens, const R* dy,
-                 int64_t ld) {
+  void embed_bwd(int64_t B, int64_t S, int64_t S_in, int64_t shift, const int32_t* tokens,
+                 const R* dy, int64_t ld) {
     const int64_t d = c_.hidden_size;
     R* g = g_ + table_.embed;
     constexpr int64_t kCols = 64;
@@ -115,18 +117,18 @@ class Worker {
 };
 
 template <class R, class X>
-StepLosses Worker<R, X>::run(const Batch& b, const LossOptions& o, int64_t main_targets,
-                              R* grads) {
+StepLosses Worker<R, X>::run(const Batch& b, const LossOptions& o, int64_t main_targets, R* grads) {
   const bool backward = grads != nullptr;
   g_ = grads;
   const int64_t B = b.B, S = b.S, N = B * S, d = c_.hidden_size, V = c_.vocab_size;
   const int64_t L = c_.num_hidden_layers;
   scratch_.threads(num_threads());
   timer_.start();
-  RouterDims router{c_.n_routed_experts, c_.num_experts_per_tok, c_.n_group, c_.topk_group,
-                    c_.routed_scaling_factor, c_.norm_topk_prob};
-  const Net<R, X> n{&c_,  w_.data(), sh_.operands(), g_, sh_.cos.data(), sh_.sin.data(),
-                    sh_.scale, router,  o,          &scratch_, &timer_};
+  RouterDims router{c_.n_routed_experts, c_.num_experts_per_tok,   c_.n_group,
+                    c_.topk_group,       c_.routed_scaling_factor, c_.norm_topk_prob};
+  const Net<R, X> n{
+      &c_,    w_.data(), sh_.operands(), g_,     sh_.cos.data(), sh_.sin.data(), sh_.scale,
+      router, o,         &scratch_,      &timer_};
   StepLosses out;
   out.load.resize(static_cast<size_t>(table_.moe_layers));
   std::vector<int32_t> targets(static_cast<size_t>(N));
@@ -179,7 +181,7 @@ StepLosses Worker<R, X>::run(const Batch& b, const LossOptions& o, int64_t main_
 
 template <class R, class X>
 void Worker<R, X>::mtp(const Net<R, X>& n, const Batch& b, const std::vector<int32_t>& targets,
-                         int64_t main_targets, bool backward, StepLosses& out) {
+                       int64_t main_targets, bool backward, StepLosses& out) {
   const int64_t B = b.B, S = b.S, S1 = S - 1, N = B * S1, d = c_.hidden_size, V = c_.vocab_size;
   me_.reserve_discard(N * d), mh_.reserve_discard(N * d), mout_.reserve_discard(N * d);
   u_.reserve_discard(N * 2 * d), xm_.reserve_discard(N * d);
@@ -316,12 +318,13 @@ StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backwa
   sh_.build_rope(b.S);
   StepLosses out;
   for (int64_t i = 0; i < b.B * b.S; ++i) {
-    const int32_t y = b.targets != nullptr ? b.targets[i] : b.tokens[i / b.S * (b.S + 1) + i % b.S + 1];
+    const int32_t y =
+        b.targets != nullptr ? b.targets[i] : b.tokens[i / b.S * (b.S + 1) + i % b.S + 1];
     if (y >= 0) ++out.targets;
   }
   // The Switch loss wants the load of the whole batch: one part, its loops on all threads. Else the
-  // batch is cut into parts that do not depend on the number of threads; free workers take them, and
-  // their gradients are added in order.
+  // batch is cut into parts that do not depend on the number of threads; free workers take them,
+  // and their gradients are added in order.
   const bool together = o.aux == AuxLoss::switch_loss || std::is_same_v<R, double>;
   const int64_t n = together ? 1 : std::min(kParts, b.B);
   const int64_t threads = std::min<int64_t>(num_threads(), n);
@@ -342,7 +345,7 @@ StepLosses StepImpl<R, X>::run(const Batch& b, const LossOptions& o, bool backwa
   if (threads == 1) {
     for (int64_t i = 0; i < n; ++i) work(i, 0);
   } else {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(threads))
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast <int>(threads))
     for (int64_t i = 0; i < n; ++i) work(i, static_cast<size_t>(omp_get_thread_num()));
   }
   timer_.start();
@@ -407,7 +410,8 @@ double StepImpl<R, X>::adamw(const AdamOptions& o, int64_t t) {
   float *m = m_.data(), *v = v_.data();
 #pragma omp parallel for schedule(static)
   for (int64_t blk = 0; blk < sh_.table.total / 32; ++blk) {
-    const float wd = decay_[static_cast<size_t>(blk)] != 0 ? static_cast<float>(o.weight_decay) : 0.0F;
+    const float wd =
+        decay_[static_cast<size_t>(blk)] != 0 ? static_cast<float>(o.weight_decay) : 0.0F;
 #pragma omp simd
     for (int64_t i = blk * 32; i < blk * 32 + 32; ++i) {
       const float gi = static_cast<float>(g[i]) * clip;
