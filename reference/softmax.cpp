@@ -19,9 +19,10 @@ void softmax(int64_t T, int64_t n, S scale, const S* x, S* y, S* lse) {
     const Array<S> z = In<S>(x + t * n, n) * scale;
     const S mx = z.maxCoeff();
     const Array<S> e = (z - mx).exp();
-    const S total = e.sum();
-    if (y != nullptr) Out<S>(y + t * n, n) = e / total;
-    if (lse != nullptr) lse[t] = mx + std::log(total);
+    const double total =
+        e.template cast<double>().sum();  // f32 sums of long rows would lose digits
+    if (y != nullptr) Out<S>(y + t * n, n) = e * S(1 / total);
+    if (lse != nullptr) lse[t] = mx + S(std::log(total));
   }
 }
 

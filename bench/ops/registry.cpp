@@ -18,6 +18,14 @@ std::unique_ptr<OpBase> make_fp8_quant_op();
 std::unique_ptr<OpBase> make_fp8_gemm_op();
 std::unique_ptr<OpBase> make_lm_head_ce_op();
 std::unique_ptr<OpBase> make_topk_backward_op();
+std::unique_ptr<OpBase> make_forward_prefill_op();
+std::unique_ptr<OpBase> make_forward_decode_op();
+std::unique_ptr<OpBase> make_mtp_module_op();
+std::unique_ptr<OpBase> make_mtp_accept_op();
+std::unique_ptr<OpBase> make_router_op();
+std::unique_ptr<OpBase> make_moe_dispatch_op();
+std::unique_ptr<OpBase> make_moe_combine_op();
+std::unique_ptr<OpBase> make_moe_experts_op();
 
 std::vector<std::unique_ptr<OpBase>> all_ops() {
   std::vector<std::unique_ptr<OpBase>> ops;
@@ -36,6 +44,14 @@ std::vector<std::unique_ptr<OpBase>> all_ops() {
   ops.push_back(make_fp8_gemm_op());
   ops.push_back(make_lm_head_ce_op());
   ops.push_back(make_topk_backward_op());
+  ops.push_back(make_forward_prefill_op());
+  ops.push_back(make_forward_decode_op());
+  ops.push_back(make_mtp_module_op());
+  ops.push_back(make_mtp_accept_op());
+  ops.push_back(make_router_op());
+  ops.push_back(make_moe_dispatch_op());
+  ops.push_back(make_moe_combine_op());
+  ops.push_back(make_moe_experts_op());
   return ops;
 }
 

@@ -11,6 +11,8 @@
 namespace v3b::bench {
 namespace {
 
+constexpr int64_t kFirst = 1000;  // position of the table's first row: no row is the identity
+
 struct Rope {
   static constexpr const char* name = "rope";
   using Shape = spec::RopeShape;
@@ -21,8 +23,8 @@ struct Rope {
     spec::RopeForm form() const { return spec::rope_form(shape.rope_layout, true); }
   };
 
-  // Table rows are those of V3's YaRN-free frequencies at positions 0..T-1; tokens use them in
-  // reversed order, so that a kernel that ignores `positions` fails.
+  // Table rows are those of V3's YaRN-free frequencies at positions 1000..1000+T-1; tokens use them
+  // in reversed order, so that a kernel that ignores `positions` fails.
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
@@ -35,7 +37,8 @@ struct Rope {
     d->x.fill_real(seed);
     for (int64_t p = 0; p < s.T; ++p) {
       for (int64_t i = 0; i < half; ++i) {
-        const double angle = double(p) * std::pow(10000.0, -2.0 * double(i) / double(s.d_r));
+        const double angle =
+            double(kFirst + p) * std::pow(10000.0, -2.0 * double(i) / double(s.d_r));
         d->cos.set(p * half + i, std::cos(angle));
         d->sin.set(p * half + i, std::sin(angle));
       }

@@ -1,0 +1,318 @@
+#include "bench/ops/forward_common.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "kernels/attention/attention.h"
+#include "kernels/forward/cpu_backend.h"
+#include "model/params.h"
+#include "model/rng.h"
+#include "reference/forward.h"
+#include "reference/spec/attention.h"
+
+namespace v3b::bench {
+namespace {
+
+constexpr int64_t kClasses = 16;
+constexpr double kClassWeight = 3;  // of the class vector in an embedding of unit variance
+constexpr double kLogit = 6;        // router logits aim at +-kLogit times the class vector's share
+constexpr uint64_t kModelSeed = 77;
+
+double normal(const char* stream, uint64_t i) {
+  return model::rng_normal({kModelSeed, model::rng_stream(stream)}, i);
+}
+
+// [kClasses, d] unit vectors.
+std::vector<float> class_vectors(int64_t d) {
+  std::vector<float> u(size_t(kClasses * d));
+  for (int64_t c = 0; c < kClasses; ++c) {
+    double n = 0;
+    for (int64_t i = 0; i < d; ++i) {
+      u[size_t(c * d + i)] = float(normal("class", uint64_t(c * d + i)));
+      n += double(u[size_t(c * d + i)]) * u[size_t(c * d + i)];
+    }
+    for (int64_t i = 0; i < d; ++i)
+      u[size_t(c * d + i)] = float(u[size_t(c * d + i)] / std::sqrt(n));
+  }
+  return u;
+}
+
+// Experts of a class: K of them, K/M (rounded up) in each of M groups, everything shifted from
+// class to class.
+bool chosen(const spec::ForwardShape& s, int64_t c, int64_t e) {
+  const int64_t per_group = s.E / s.G, each = (s.K + s.M - 1) / s.M;
+  const int64_t g = e / per_group, rank = ((g - c) % s.G + s.G) % s.G;
+  if (rank >= s.M) return false;
+  const int64_t in_group = ((e % per_group - c / s.G * each) % per_group + per_group) % per_group;
+  return in_group < std::min(each, s.K - rank * each);
+}
+
+using Bits = std::vector<uint16_t>;
+struct Storage {
+  model::WeightsPtr base;
+  std::vector<std::unique_ptr<Bits>> own;
+};
+void replace(std::map<std::string, model::TensorView>& table, const std::string& name, Storage& st,
+             const std::vector<float>& values) {
+  auto bits = std::make_unique<Bits>(values.size());
+  for (size_t i = 0; i < values.size(); ++i) (*bits)[i] = spec::to_bf16(values[i]).bits;
+  model::TensorView& t = table.at(name);
+  t.data = bits->data();
+  t.dtype = spec::DType::bf16;
+  st.own.push_back(std::move(bits));
+}
+
+// Router rows that answer the given class vectors.
+std::vector<float> router_rows(const spec::ForwardShape& s, const std::vector<float>& u) {
+  std::vector<float> gate(size_t(s.E * s.d), 0.0F);
+  for (int64_t e = 0; e < s.E; ++e)
+    for (int64_t c = 0; c < kClasses; ++c)
+      for (int64_t i = 0; i < s.d; ++i)
+        gate[size_t(e * s.d + i)] +=
+            float((chosen(s, c, e) ? kLogit : -kLogit) / std::sqrt(double(s.d))) *
+            u[size_t(c * s.d + i)];
+  return gate;
+}
+
+model::WeightsPtr steered_weights(const spec::ForwardShape& s) {
+  const model::ModelConfig c = forward_config(s);
+  auto st = std::make_shared<Storage>();
+  st->base = model::random_weights(c, kModelSeed, spec::DType::bf16);
+  std::map<std::string, model::TensorView> table;
+  for (auto& [name, t] : model::named_tensors(*st->base)) table[name] = t;
+  const std::vector<float> u = class_vectors(s.d);
+  std::vector<float> embed(size_t(s.V * s.d));
+  for (int64_t v = 0; v < s.V; ++v)
+    for (int64_t i = 0; i < s.d; ++i)
+      embed[size_t(v * s.d + i)] =
+          float(normal("embed", uint64_t(v * s.d + i)) +
+                kClassWeight * std::sqrt(double(s.d)) * u[size_t(v % kClasses * s.d + i)]);
+  const std::string mtp = "model.layers." + std::to_string(s.L) + ".";
+  for (const std::string& name :
+       {std::string("model.embed_tokens.weight"), mtp + "embed_tokens.weight"})
+    if (table.count(name) > 0) replace(table, name, *st, embed);
+  const std::vector<float> gate = router_rows(s, u);
+  for (int64_t l = s.L_d; l < s.L; ++l)
+    replace(table, "model.layers." + std::to_string(l) + ".mlp.gate.weight", *st, gate);
+  // The MTP layer sees the class vector of its embedding through the left half of eh_proj.
+  const std::vector<float> eh = model::to_float_vector(table.at(mtp + "eh_proj.weight"));
+  std::vector<float> u2(u.size(), 0.0F);
+  for (int64_t k = 0; k < kClasses; ++k) {
+    double n = 0;
+    for (int64_t r = 0; r < s.d; ++r) {
+      double sum = 0;
+      for (int64_t i = 0; i < s.d; ++i)
+        sum += double(eh[size_t(r * 2 * s.d + i)]) * u[size_t(k * s.d + i)];
+      u2[size_t(k * s.d + r)] = float(sum);
+      n += sum * sum;
+    }
+    for (int64_t r = 0; r < s.d; ++r)
+      u2[size_t(k * s.d + r)] = float(u2[size_t(k * s.d + r)] / std::sqrt(n));
+  }
+  replace(table, mtp + "mlp.gate.weight", *st, router_rows(s, u2));
+  auto w = std::make_shared<model::ModelWeights>(model::bind_weights(c, table, {}, "bench model"));
+  w->storage = st;
+  return w;
+}
+
+std::unique_ptr<model::Backend> backend_of(const ForwardData& d, const std::string& name) {
+  model::BackendOptions o;
+  o.flags.kv_format = d.shape.kv_format;
+  if (name == "reference_f64") return ref::make_reference_backend<double>(d.weights, o);
+  if (name == "reference_f32") return ref::make_reference_backend<float>(d.weights, o);
+  return kern::make_cpu_backend(d.weights, d.shape.dtype, o);
+}
+
+// The sequences of one backend, filled up to what the pass finds cached.
+struct Session {
+  std::unique_ptr<model::Backend> backend;
+  std::vector<std::unique_ptr<model::Sequence>> seqs;
+  std::vector<float> hidden;  // mtp: [T, d] of the rows that the pass consumes
+};
+constexpr model::ForwardOptions kOut{model::LogitsOf::last, true, false, true};
+
+std::span<const int32_t> ids_of(const ForwardData& d, int64_t b) {
+  const int64_t n = d.ids.shape()[1];
+  return {d.ids.as<int32_t>() + b * n, size_t(n)};
+}
+Session start(const ForwardData& d, const std::string& name) {
+  const spec::ForwardShape& s = d.shape;
+  Session x;
+  x.backend = backend_of(d, name);
+  for (int64_t b = 0; b < s.B; ++b) {
+    x.seqs.push_back(x.backend->new_sequence());
+    const auto ids = ids_of(d, b);
+    if (d.what == ForwardWhat::mtp) {
+      const auto r = x.backend->forward(*x.seqs.back(), ids.first(size_t(s.s0 + s.T)), kOut);
+      x.hidden.assign(r.hidden.end() - s.T * s.d, r.hidden.end());
+      if (s.s0 > 0)
+        (void)x.backend->mtp_forward(*x.seqs.back(), ids.subspan(1, size_t(s.s0)),
+                                     std::span(r.hidden).first(size_t(s.s0 * s.d)), kOut);
+    } else if (s.s0 > 0) {
+      (void)x.backend->forward(*x.seqs.back(), ids.first(size_t(s.s0)), kOut);
+    }
+  }
+  return x;
+}
+std::vector<model::ForwardResult> run_pass(const ForwardData& d, Session& x) {
+  const spec::ForwardShape& s = d.shape;
+  std::vector<model::ForwardResult> r;
+  if (d.what == ForwardWhat::mtp) {
+    r.push_back(x.backend->mtp_forward(
+        *x.seqs[0], ids_of(d, 0).subspan(size_t(s.s0 + 1), size_t(s.T)), x.hidden, kOut));
+    x.seqs[0]->mtp_truncate(s.s0);
+    return r;
+  }
+  std::vector<model::BatchItem> items;
+  for (int64_t b = 0; b < s.B; ++b)
+    items.push_back({x.seqs[size_t(b)].get(), ids_of(d, b).subspan(size_t(s.s0), size_t(s.T))});
+  r = x.backend->forward_batch(items, kOut);
+  for (auto& seq : x.seqs) seq->truncate(s.s0);
+  return r;
+}
+int64_t moe_layers(const spec::ForwardShape& s, ForwardWhat what) {
+  return what == ForwardWhat::mtp ? 1 : s.L - s.L_d;
+}
+
+}  // namespace
+
+model::ModelConfig forward_config(const spec::ForwardShape& s) {
+  model::ModelConfig c;
+  c.vocab_size = s.V;
+  c.hidden_size = s.d;
+  c.intermediate_size = s.f;
+  c.moe_intermediate_size = s.m;
+  c.num_hidden_layers = s.L;
+  c.num_nextn_predict_layers = 1;
+  c.num_attention_heads = s.n_h;
+  c.n_shared_experts = s.N_s;
+  c.n_routed_experts = s.E;
+  c.num_experts_per_tok = s.K;
+  c.n_group = s.G;
+  c.topk_group = s.M;
+  c.routed_scaling_factor = 2.5;
+  c.kv_lora_rank = s.d_c;
+  c.q_lora_rank = s.d_q;
+  c.qk_nope_head_dim = s.d_n;
+  c.qk_rope_head_dim = s.d_r;
+  c.v_head_dim = s.d_v;
+  c.first_k_dense_replace = s.L_d;
+  c.max_position_embeddings = std::max<int64_t>(4096, s.s0 + s.T + 1);
+  model::validate_config(c, "--case of a forward op");
+  return c;
+}
+
+std::unique_ptr<ForwardData> make_forward_data(const spec::ForwardShape& s, ForwardWhat what,
+                                               uint64_t seed) {
+  if (s.B < 1 || s.T < 1 || s.s0 < 0 || (what == ForwardWhat::mtp && s.B != 1))
+    throw Error(ExitCode::usage, "bad sizes", "--case of a forward op",
+                "B >= 1 (mtp_module: 1), T >= 1, s0 >= 0");
+  auto d = std::make_unique<ForwardData>();
+  d->shape = s;
+  d->what = what;
+  d->weights = steered_weights(s);
+  const int64_t n = s.s0 + s.T + (what == ForwardWhat::mtp ? 1 : 0), rows = s.B * s.T;
+  d->ids = HostTensor("ids", Role::input, spec::DType::i32, {s.B, n});
+  for (int64_t i = 0; i < s.B * n; ++i)
+    d->ids.set(i, double(model::rng_below({seed, 1}, uint64_t(i), s.V)));
+  d->logits = HostTensor("logits", Role::output, spec::DType::f32, {s.B, s.V});
+  d->hidden = HostTensor("hidden", Role::output, spec::DType::f32, {rows, s.d});
+  d->routes =
+      HostTensor("routes", Role::output, spec::DType::i32, {moe_layers(s, what), rows, s.K});
+  return d;
+}
+
+Expected forward_reference(const ForwardData& d) {
+  Session x = start(d, "reference_f64");
+  const auto results = run_pass(d, x);
+  const int64_t rows = d.shape.T, K = d.shape.K, layers = moe_layers(d.shape, d.what);
+  ExpectedTensor logits{.name = "logits"}, hidden{.name = "hidden"}, routes{.name = "routes"};
+  routes.route_k = K;
+  // Scores of the steered routers are 0.9 apart; bf16 hidden states move them by 1e-2 at most.
+  routes.route_gap_bound = d.shape.dtype == spec::DType::bf16 ? 1e-2 : 1e-5;
+  for (const auto& r : results) {
+    logits.values.insert(logits.values.end(), r.logits.begin(), r.logits.end());
+    hidden.values.insert(hidden.values.end(), r.hidden.begin(), r.hidden.end());
+  }
+  for (int64_t l = 0; l < layers; ++l) {
+    for (const auto& r : results) {
+      const auto& q = r.routes[size_t(l)];
+      routes.values.insert(routes.values.end(), q.idx.begin(), q.idx.begin() + rows * K);
+      routes.route_gap.insert(routes.route_gap.end(), q.gap.begin(), q.gap.end());
+    }
+  }
+  Expected e;
+  e.tensors.push_back(std::move(logits));
+  e.tensors.push_back(std::move(hidden));
+  e.tensors.push_back(std::move(routes));
+  return e;
+}
+
+Cost forward_cost(const spec::ForwardShape& s, ForwardWhat what) {
+  const model::ModelConfig c = forward_config(s);
+  const double rows = double(s.B * s.T), e = double(spec::dtype_bytes(s.dtype)),
+               s1 = double(s.s0 + s.T);
+  const int64_t first = what == ForwardWhat::mtp ? s.L : 0,
+                layers = what == ForwardWhat::mtp ? 1 : s.L;
+  const double head = double(s.V) * double(s.d),
+               row_bytes = double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r));
+  double flop = 2 * head * double(s.B), bytes = head * e + 2 * rows * double(s.d) * 4;
+  for (int64_t l = first; l < first + layers; ++l) {
+    const model::LayerParams p = model::layer_params(c, l);
+    flop += 2 * rows * double(p.active() - p.norms - p.bias);
+    const double distinct = p.experts > 0 ? model::expected_distinct_experts(c, s.B * s.T) : 0;
+    bytes += e * (double(p.attention + p.dense_ffn + p.shared) + distinct * double(p.expert)) +
+             4 * double(p.gate);
+    const double pairs =
+        double(s.B) * (double(s.T) * double(s.s0) + double(s.T) * double(s.T + 1) / 2);
+    const bool absorbed = s.T < 5 || (s.s0 > 0 && s.T <= 64);
+    flop +=
+        2 * double(s.n_h) * pairs * double(absorbed ? 2 * s.d_c + s.d_r : s.d_n + s.d_r + s.d_v);
+    bytes += double(s.B) * s1 * row_bytes;
+  }
+  if (what == ForwardWhat::mtp) {
+    flop += 4 * rows * double(s.d) * double(s.d);
+    bytes += 2 * double(s.d) * double(s.d) * e;
+  }
+  return {flop, bytes, s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+}
+
+Tolerance forward_tolerance(const spec::ForwardShape& s, const std::string& output) {
+  if (output == "routes") return {};
+  // SPEC 0.6, whole model: F32 1e-4, BF16 3e-2, FP8 cache 5e-2 more; single elements within 6 sigma
+  // of it.
+  const double fro = (s.dtype == spec::DType::bf16 ? 3e-2 : 1e-4) +
+                     (s.kv_format == spec::KvFormat::bf16 ? 0 : 5e-2);
+  return {.rel_fro = fro, .abs_rms = 6 * fro};
+}
+
+Runner forward_runner(ForwardData& d, const std::string& backend) {
+  auto x = std::make_shared<Session>(start(d, backend));
+  auto run = [&d, x] {
+    const auto results = run_pass(d, *x);
+    const int64_t T = d.shape.T, K = d.shape.K, B = d.shape.B;
+    for (int64_t b = 0; b < B; ++b) {
+      const auto& r = results[size_t(b)];
+      std::copy(r.logits.begin(), r.logits.end(), d.logits.as<float>() + b * d.shape.V);
+      std::copy(r.hidden.begin(), r.hidden.end(), d.hidden.as<float>() + b * T * d.shape.d);
+      for (size_t l = 0; l < r.routes.size(); ++l)
+        std::copy(r.routes[l].idx.begin(), r.routes[l].idx.end(),
+                  d.routes.as<int32_t>() + (int64_t(l) * B * T + b * T) * K);
+    }
+  };
+  return {
+      .run = run,
+      .resolved_isa = backend == "cpu" ? kern::attention_cpu_simd_isa(d.shape.dtype) : "baseline"};
+}
+
+Support forward_support(const spec::ForwardShape& s, const std::string& backend) {
+  if (s.dtype != spec::DType::bf16 && s.dtype != spec::DType::f32)
+    return {Support::State::unsupported, "computes in bf16 or f32"};
+  if (backend == "reference_f32" && s.B * s.T * s.d * s.L > int64_t{1} << 22)
+    return {Support::State::unsupported, "the plain form would take minutes"};
+  return {};
+}
+
+}  // namespace v3b::bench

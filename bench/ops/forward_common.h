@@ -1,0 +1,41 @@
+// What the ops forward_prefill, forward_decode and mtp_module share: a model whose routes no
+// rounding can flip, its inputs, outputs and cost.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "model/backend.h"
+#include "reference/spec/forward.h"
+
+namespace v3b::bench {
+
+enum class ForwardWhat { prefill, decode, mtp };
+
+struct ForwardData {
+  spec::ForwardShape shape;
+  ForwardWhat what = ForwardWhat::prefill;
+  model::WeightsPtr weights;
+  HostTensor ids;     // [B, s0 + T] (mtp: + 1, the token after the last)
+  HostTensor logits;  // [B, V] of each sequence's last row
+  HostTensor hidden;  // [B * T, d] after the final norm
+  HostTensor routes;  // [MoE layers, B * T, K]
+  std::vector<HostTensor*> tensors() { return {&ids, &logits, &hidden, &routes}; }
+};
+
+model::ModelConfig forward_config(const spec::ForwardShape& s);
+// Random weights, but a token's class decides its experts: a class vector dominates its embedding,
+// and each router answers it with K experts of M groups at scores near 1, all others near 0. A bf16
+// pass then takes the very routes of the float64 reference, every row can be judged, and loads are
+// even.
+std::unique_ptr<ForwardData> make_forward_data(const spec::ForwardShape& s, ForwardWhat what,
+                                               uint64_t seed);
+Expected forward_reference(const ForwardData& d);
+Cost forward_cost(const spec::ForwardShape& s, ForwardWhat what);
+Tolerance forward_tolerance(const spec::ForwardShape& s, const std::string& output);
+// Backend by name on these data: what is cached already is computed in prepare, run() is the pass
+// alone.
+Runner forward_runner(ForwardData& d, const std::string& backend);
+Support forward_support(const spec::ForwardShape& s, const std::string& backend);
+
+}  // namespace v3b::bench

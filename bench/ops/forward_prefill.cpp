@@ -1,0 +1,63 @@
+// Whole forward pass, prefill: everything the suite knows about this op.
+#include "bench/ops/forward_common.h"
+#include "bench/ops/registry.h"
+
+namespace v3b::bench {
+namespace {
+
+struct ForwardPrefill {
+  static constexpr const char* name = "forward_prefill";
+  using Shape = spec::ForwardShape;
+  using Data = ForwardData;
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    return make_forward_data(s, ForwardWhat::prefill, seed);
+  }
+  static Expected reference(const Data& d) { return forward_reference(d); }
+  static Cost cost(const Shape& s) { return forward_cost(s, ForwardWhat::prefill); }
+  static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
+    return forward_tolerance(s, output);
+  }
+  static std::vector<Case<Shape>> cases() {
+    using enum spec::DType;
+    [[maybe_unused]] constexpr auto fp8 = spec::KvFormat::fp8_656_pow2;
+    std::vector<Case<Shape>> c;
+    c.push_back({{.T = 128}, Size::quick});
+    c.push_back({{.T = 512}, Size::standard});
+    c.push_back({{.T = 512, .dtype = f32}, Size::full});
+    c.push_back({{.B = 8, .T = 128}, Size::full});
+    c.push_back({{.T = 64,
+                  .L = 2,
+                  .L_d = 1,
+                  .d = 2048,
+                  .n_h = 16,
+                  .d_n = 128,
+                  .d_r = 64,
+                  .d_v = 128,
+                  .d_q = 512,
+                  .d_c = 512,
+                  .f = 2816,
+                  .m = 352,
+                  .E = 16,
+                  .N_s = 2,
+                  .K = 4},
+                 Size::full});
+    c.push_back({{.T = 7, .dtype = f32}, Size::quick, true});
+    c.push_back({{.B = 3, .T = 9, .s0 = 70}, Size::quick, true});
+    c.push_back({{.T = 80, .s0 = 20, .kv_format = fp8}, Size::quick, true});
+    return c;
+  }
+  static std::vector<Impl<ForwardPrefill>> impls() {
+    std::vector<Impl<ForwardPrefill>> v;
+    v.push_back({"cpu_backend", [](const Shape& s) { return forward_support(s, "cpu"); },
+                 [](Data& d) { return forward_runner(d, "cpu"); }});
+    v.push_back({"cpu_eigen", [](const Shape& s) { return forward_support(s, "reference_f32"); },
+                 [](Data& d) { return forward_runner(d, "reference_f32"); }, true});
+    return v;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_forward_prefill_op() { return make_op<ForwardPrefill>(); }
+
+}  // namespace v3b::bench
