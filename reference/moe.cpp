@@ -185,6 +185,8 @@ void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S
                                 const int32_t*, const S*, const std::vector<Ffn<S>>&,             \
                                 const Ffn<S>&, int64_t, const S*, S*, S*,                         \
                                 const std::vector<FfnGrad<S>>&, FfnGrad<S>);
+template void dispatch_rows<uint16_t>(const Dispatch&, int64_t, int64_t, const uint16_t*,
+                                      uint16_t*);  // bf16 bits
 V3B_INSTANTIATE(float)
 V3B_INSTANTIATE(double)
 

@@ -1,0 +1,379 @@
+// Routed and shared experts: everything the suite knows about this op.
+#include "reference/spec/moe_experts.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "bench/harness/op.h"
+#include "bench/ops/registry.h"
+#include "kernels/moe/moe.h"
+#include "reference/moe.h"
+#include "reference/synthetic_routes.h"
+
+namespace v3b::bench {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+// The float64 reference of a call beyond this is cut to some of its tokens; the others are not
+// judged.
+constexpr double kReferenceFlop = 2e10;
+
+struct MoeExperts {
+  static constexpr const char* name = "moe_experts";
+  using Shape = spec::MoeExpertsShape;
+
+  // gate, up, down of all experts [E, rows, cols], of the shared one [1, rows, cols]; FP8 scales
+  // beside them.
+  struct Bank {
+    std::array<HostTensor, 3> w, scale;
+    int64_t E = 0, d = 0, m = 0;
+    int64_t rows(int i) const { return i == 2 ? d : m; }
+    int64_t cols(int i) const { return i == 2 ? m : d; }
+    int64_t blocks(int i) const { return (rows(i) + 127) / 128 * ((cols(i) + 127) / 128); }
+    bool fp8() const { return w[0].dtype() == spec::DType::f8e4m3; }
+    spec::FfnPointers view(int64_t e) const {
+      const void* p[3];
+      const float* s[3] = {};
+      for (int i = 0; i < 3; ++i) {
+        p[i] = static_cast<const char*>(w[i].data()) +
+               e * rows(i) * cols(i) * spec::dtype_bytes(w[i].dtype());
+        if (fp8()) s[i] = scale[i].as<float>() + e * blocks(i);
+      }
+      return {p[0], p[1], p[2], s[0], s[1], s[2]};
+    }
+    // One matrix of one expert, dequantised.
+    template <class S>
+    std::vector<S> values(int i, int64_t e) const {
+      const int64_t r = rows(i), c = cols(i);
+      std::vector<S> out(static_cast<size_t>(r * c));
+#pragma omp parallel for schedule(static)
+      for (int64_t y = 0; y < r; ++y) {
+        std::vector<double> row(static_cast<size_t>(c));
+        w[i].read((e * r + y) * c, c, row.data());
+        const float* s =
+            fp8() ? scale[i].as<float>() + e * blocks(i) + y / 128 * ((c + 127) / 128) : nullptr;
+        for (int64_t x = 0; x < c; ++x)
+          out[size_t(y * c + x)] =
+              static_cast<S>(s == nullptr ? row[x] : row[x] * double(s[x / 128]));
+      }
+      return out;
+    }
+  };
+  struct Data {
+    Shape shape;
+    HostTensor x, idx, weight, y;
+    Bank experts, shared;
+    std::vector<spec::FfnPointers> views;
+    std::vector<HostTensor*> tensors() {
+      std::vector<HostTensor*> t{&x, &idx, &weight, &y};
+      for (Bank* b : {&experts, &shared})
+        for (int i = 0; i < 3 && b->E > 0; ++i) {
+          t.push_back(&b->w[i]);
+          if (b->fp8()) t.push_back(&b->scale[i]);
+        }
+      return t;
+    }
+    spec::MoeExpertsArgs args() {
+      const Shape& s = shape;
+      views.clear();
+      for (int64_t e = 0; e < s.E; ++e) views.push_back(experts.view(e));
+      return {s.T,
+              s.d,
+              s.m,
+              s.E,
+              s.K,
+              s.shared_m,
+              s.dtype,
+              s.w_dtype,
+              x.data(),
+              idx.as<int32_t>(),
+              weight.as<float>(),
+              views.data(),
+              s.shared_m > 0 ? shared.view(0) : spec::FfnPointers{},
+              y.data()};
+    }
+  };
+
+  static void validate(const Shape& s) {
+    using enum spec::DType;
+    const auto refuse = [](const char* what, const char* expected) {
+      throw Error(ExitCode::usage, what, "--case of moe_experts", expected, "");
+    };
+    if (s.T < 1 || s.d < 1 || s.m < 1 || s.E < 1 || s.E > 1024 || s.K < 1 || s.K > s.E ||
+        s.shared_m < 0)
+      refuse("size out of range", "T, d, m >= 1, 1 <= K <= E <= 1024, shared_m >= 0");
+    if (s.dtype != f32 && s.dtype != bf16) refuse("x has no such dtype", "dtype=f32 or bf16");
+    if (s.w_dtype != f32 && s.w_dtype != bf16 && s.w_dtype != f8e4m3)
+      refuse("weights have no such dtype", "w_dtype=f32, bf16 or f8e4m3");
+    if ((s.zipf != 0) + (s.hot != 0) + (s.ratio != 0) > 1 || !(s.zipf >= 0) || s.hot < 0 ||
+        !(s.ratio == 0 || s.ratio >= 1))
+      refuse("routes", "one of zipf > 0, hot > 0, ratio >= 1, or none");
+  }
+  // From the shape alone, so that cost() knows which experts are read.
+  static std::vector<int32_t> routes(const Shape& s) {
+    return ref::synthetic_routes(s.T, s.E, s.K, {s.zipf, s.hot, s.ratio}, 1);
+  }
+  static std::vector<int64_t> loads(const Shape& s) {
+    std::vector<int64_t> n(size_t(s.E), 0);
+    for (int32_t e : routes(s)) ++n[size_t(e)];
+    return n;
+  }
+
+  static Bank make_bank(const Shape& s, const char* which, int64_t E, int64_t m, uint64_t seed) {
+    Bank b;
+    b.E = E, b.d = s.d, b.m = m;
+    const char* part[3] = {"gate", "up", "down"};
+    for (int i = 0; i < 3; ++i) {
+      const std::string n = std::string(which) + part[i];
+      const double std = 1 / std::sqrt(double(b.cols(i)));
+      const bool fp8 = s.w_dtype == spec::DType::f8e4m3;
+      b.w[i] = HostTensor(n, Role::input, s.w_dtype, {E, b.rows(i), b.cols(i)});
+      b.w[i].fill_real(seed + uint64_t(i), fp8 ? 64.0 : std, false);
+      if (!fp8) continue;
+      b.scale[i] = HostTensor(n + "_scale", Role::input, spec::DType::f32, {E, b.blocks(i)});
+      b.scale[i].fill_real(seed + 10 + uint64_t(i), 0.3, false);
+      for (int64_t j = 0; j < b.scale[i].numel(); ++j)
+        b.scale[i].set(j, std / 64 * std::exp(b.scale[i].get(j)));  // positive, of various sizes
+    }
+    return b;
+  }
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    validate(s);
+    auto d = std::make_unique<Data>();
+    d->shape = s;
+    d->x = HostTensor("x", Role::input, s.dtype, {s.T, s.d});
+    d->idx = HostTensor("idx", Role::input, spec::DType::i32, {s.T, s.K});
+    d->weight = HostTensor("weight", Role::input, spec::DType::f32, {s.T, s.K});
+    d->y = HostTensor("y", Role::output, s.dtype, {s.T, s.d});
+    d->x.fill_real(seed);
+    const auto r = routes(s);
+    std::copy(r.begin(), r.end(), d->idx.as<int32_t>());
+    d->weight.fill_real(seed + 1, 0.3, false);
+    for (int64_t i = 0; i < d->weight.numel(); ++i)
+      d->weight.set(i, 2.5 / double(s.K) * std::exp(d->weight.get(i)));
+    d->experts = make_bank(s, "", s.E, s.m, seed + 20);
+    if (s.shared_m > 0) d->shared = make_bank(s, "shared_", 1, s.shared_m, seed + 60);
+    const auto n = loads(s);
+    for (int64_t e = 0; e < s.E; ++e)
+      for (int i = 0; i < 3 && n[size_t(e)] == 0; ++i) {  // law 4: nobody may read these
+        d->experts.w[i].fill_nan_rows(e, 1);
+        if (d->experts.fp8()) d->experts.scale[i].fill_nan_rows(e, 1);
+      }
+    return d;
+  }
+
+  static std::vector<int64_t> judged_tokens(const Shape& s) {
+    const double each = 6 * double(s.d) * (double(s.m) * double(s.K) + double(s.shared_m));
+    const int64_t n =
+        std::clamp<int64_t>(int64_t(kReferenceFlop / each), std::min<int64_t>(s.T, 4), s.T);
+    std::vector<int64_t> t;
+    for (int64_t i = 0; i < n; ++i) t.push_back(n == 1 ? 0 : i * (s.T - 1) / (n - 1));
+    return t;
+  }
+  // Expert by expert, so that one expert's float64 copy is in memory at a time.
+  static Expected reference(const Data& d) {
+    const Shape& s = d.shape;
+    const auto tokens = judged_tokens(s);
+    const int64_t n = static_cast<int64_t>(tokens.size());
+    std::vector<double> x(size_t(n * s.d)), w(size_t(n * s.K)), sum(size_t(n * s.d), 0.0),
+        part(sum.size());
+    std::vector<int32_t> idx(size_t(n * s.K)), only(idx.size());
+    for (int64_t i = 0; i < n; ++i) {
+      d.x.read(tokens[size_t(i)] * s.d, s.d, x.data() + i * s.d);
+      d.weight.read(tokens[size_t(i)] * s.K, s.K, w.data() + i * s.K);
+      std::copy_n(d.idx.as<int32_t>() + tokens[size_t(i)] * s.K, s.K, idx.data() + i * s.K);
+    }
+    const auto add = [&](const Bank& b, int64_t e, int64_t K, const int32_t* routes,
+                         const double* weight) {
+      const auto gate = b.values<double>(0, e), up = b.values<double>(1, e),
+                 down = b.values<double>(2, e);
+      ref::moe<double>(n, s.d, b.m, 1, K, x.data(), routes, weight,
+                       {{gate.data(), up.data(), down.data()}}, {}, 0, part.data());
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+    };
+    for (int64_t e = 0; e < s.E; ++e) {
+      bool any = false;
+      for (size_t i = 0; i < idx.size(); ++i) {
+        only[i] = idx[i] == e ? 0 : -1;
+        any |= idx[i] == e;
+      }
+      if (any) add(d.experts, e, s.K, only.data(), w.data());
+    }
+    if (s.shared_m > 0) {
+      const std::vector<int32_t> all(size_t(n), 0);
+      const std::vector<double> ones(size_t(n), 1.0);
+      add(d.shared, 0, 1, all.data(), ones.data());
+    }
+    std::vector<double> y(size_t(s.T * s.d), kNan);
+    for (int64_t i = 0; i < n; ++i)
+      std::copy_n(sum.data() + i * s.d, s.d, y.data() + tokens[size_t(i)] * s.d);
+    Expected e;
+    e.tensors.push_back({.name = "y", .values = std::move(y)});
+    return e;
+  }
+
+  static Cost cost(const Shape& s) {
+    const auto n = loads(s);
+    const double chosen = double(s.E - std::count(n.begin(), n.end(), 0)),
+                 e = double(spec::dtype_bytes(s.dtype));
+    double weights = 3 * double(s.d) * (chosen * double(s.m) + double(s.shared_m)) *
+                     double(spec::dtype_bytes(s.w_dtype));
+    if (s.w_dtype == spec::DType::f8e4m3) weights *= 1 + 4.0 / (128 * 128);
+    return {6 * double(s.d) * double(s.T) * (double(s.m) * double(s.K) + double(s.shared_m)),
+            weights + 2 * double(s.T) * double(s.d) * e + 8 * double(s.T) * double(s.K),
+            s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+  }
+  static Tolerance tolerance(const Shape& s, Fill, const std::string&) {
+    // bf16: hidden rounded once and y once (1.66e-3 RMS each, 2.35e-3 together); an element is off
+    // by its own rounding and up to six deviations of the hidden's, in rows of up to 1.2 times the
+    // common size.
+    if (s.dtype == spec::DType::bf16)
+      return {.rel_fro = 4e-3, .abs_rms = 1.2e-2, .rel = 0x1p-8 * 1.01};
+    // fp32: two products in a chain; sums of k terms in any order.
+    const double k = double(std::max({s.d, s.m, s.shared_m}));
+    return {.rel_fro = 1e-5, .abs_rms = 16 * std::sqrt(k) * 0x1p-24, .rel = 0x1p-22};
+  }
+
+  static std::vector<Case<Shape>> cases();
+  static std::vector<Impl<MoeExperts>> impls();
+};
+
+std::vector<Case<spec::MoeExpertsShape>> MoeExperts::cases() {
+  using enum spec::DType;
+  constexpr auto hot = CacheState::hot, cold = CacheState::cold;
+  std::vector<Case<Shape>> c;
+  const auto v3 = [&](int64_t T, int64_t E, spec::DType w, Size size) {
+    c.push_back({{.T = T, .E = E, .w_dtype = w}, size, false, cold});
+  };
+  const auto lite = [&](int64_t T, spec::DType w, Size size) {
+    c.push_back({{.T = T, .d = 2048, .m = 1408, .E = 64, .K = 6, .shared_m = 2816, .w_dtype = w},
+                 size,
+                 false,
+                 cold});
+  };
+  const auto tiny = [&](Shape s, Size size) {
+    s.d = 256, s.m = 80, s.E = 16, s.K = 4, s.shared_m = 80;
+    c.push_back({s, size, false, hot});
+  };
+  v3(1, 8, bf16, Size::quick);
+  v3(8, 8, f8e4m3, Size::quick);
+  for (int64_t T : {1, 8, 64}) v3(T, 16, bf16, Size::standard);
+  for (int64_t T : {1, 64}) v3(T, 16, f8e4m3, Size::standard);
+  for (int64_t T : {8, 512}) v3(T, 32, bf16, Size::full);
+  for (int64_t T : {8, 512}) v3(T, 32, f8e4m3, Size::full);
+  c.push_back({{.T = 1, .E = 8, .w_dtype = f32, .dtype = f32}, Size::full, false, cold});
+  for (int64_t T : {1, 8, 64, 512}) lite(T, bf16, T == 8 || T == 512 ? Size::standard : Size::full);
+  for (int64_t T : {8, 512}) lite(T, f8e4m3, Size::full);
+  for (int64_t T : {1, 8, 512}) tiny({.T = T}, Size::quick);
+  tiny({.T = 8, .w_dtype = f32, .dtype = f32}, Size::quick);
+  tiny({.T = 8, .w_dtype = f8e4m3}, Size::standard);
+  tiny({.T = 4096}, Size::standard);
+  // Time as a function of imbalance.
+  tiny({.T = 512, .zipf = 1}, Size::standard);
+  tiny({.T = 512, .hot = 4}, Size::standard);
+  for (double r : {1.0, 2.0, 4.0}) tiny({.T = 512, .ratio = r}, Size::standard);
+  // Odd shapes, every pair of types, experts that nobody chose.
+  for (const auto& [x, w] : {std::pair{f32, f32},
+                             {bf16, bf16},
+                             {bf16, f8e4m3},
+                             {f32, f8e4m3},
+                             {f32, bf16},
+                             {bf16, f32}}) {
+    c.push_back(
+        {{.T = 3, .d = 203, .m = 37, .E = 9, .K = 2, .shared_m = 50, .w_dtype = w, .dtype = x},
+         Size::quick,
+         true});
+    c.push_back({{.T = 41,
+                  .d = 320,
+                  .m = 200,
+                  .E = 6,
+                  .K = 2,
+                  .shared_m = 0,
+                  .hot = 3,
+                  .w_dtype = w,
+                  .dtype = x},
+                 Size::quick,
+                 true});
+  }
+  return c;
+}
+
+std::vector<Impl<MoeExperts>> MoeExperts::impls() {
+  std::vector<Impl<MoeExperts>> v;
+  v.push_back({"cpu_simd", nullptr, [](Data& d) {
+                 auto scratch = std::make_shared<kern::MoeScratch>();
+                 return Runner{
+                     .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
+                     .resolved_isa = kern::moe_experts_cpu_simd_isa()};
+               }});
+  v.push_back({"cpu_onednn",
+               [](const Shape& s) {
+                 Support ok;
+                 if (s.dtype != s.w_dtype)
+                   ok = {Support::State::unsupported, "the library takes equal types only"};
+                 return ok;
+               },
+               [](Data& d) {
+                 auto scratch = std::make_shared<kern::MoeScratch>();
+                 return Runner{
+                     .run = [a = d.args(), scratch] { kern::moe_experts_cpu_onednn(a, *scratch); },
+                     .resolved_isa = "oneDNN"};
+               },
+               true});
+  v.push_back({"cpu_eigen",
+               [](const Shape& s) {
+                 Support ok;
+                 if (cost(s).flop > 6e10)
+                   ok = {Support::State::unsupported, "plain form, more than 60 GFLOP a run"};
+                 if (3.0 * double(s.d) * (double(s.E) * double(s.m) + double(s.shared_m)) > 4.5e8)
+                   ok = {Support::State::unsupported, "plain form keeps fp32 weights, over 1.8 GB"};
+                 return ok;
+               },
+               [](Data& d) {
+                 struct Wide {  // fp32 copies of the chosen experts
+                   std::vector<std::vector<float>> keep;
+                   std::vector<ref::Ffn<float>> experts;
+                   ref::Ffn<float> shared;
+                   std::vector<float> x, y;
+                 };
+                 auto w = std::make_shared<Wide>();
+                 const Shape& s = d.shape;
+                 const auto n = loads(s);
+                 const auto widen = [&](const Bank& b, int64_t e) {
+                   for (int i = 0; i < 3; ++i) w->keep.push_back(b.values<float>(i, e));
+                   const size_t k = w->keep.size();
+                   return ref::Ffn<float>{w->keep[k - 3].data(), w->keep[k - 2].data(),
+                                          w->keep[k - 1].data()};
+                 };
+                 for (int64_t e = 0; e < s.E; ++e)
+                   w->experts.push_back(n[size_t(e)] > 0 ? widen(d.experts, e) : ref::Ffn<float>{});
+                 if (s.shared_m > 0) w->shared = widen(d.shared, 0);
+                 w->x.resize(size_t(s.T * s.d));
+                 w->y.resize(w->x.size());
+                 return Runner{.run =
+                                   [&d, w] {
+                                     const Shape& s = d.shape;
+                                     for (int64_t i = 0; i < d.x.numel(); ++i)
+                                       w->x[size_t(i)] = float(d.x.get(i));
+                                     ref::moe<float>(s.T, s.d, s.m, s.E, s.K, w->x.data(),
+                                                     d.idx.as<int32_t>(), d.weight.as<float>(),
+                                                     w->experts, w->shared, s.shared_m,
+                                                     w->y.data());
+                                     for (int64_t i = 0; i < d.y.numel(); ++i)
+                                       d.y.set(i, w->y[size_t(i)]);
+                                   },
+                               .resolved_isa = "baseline"};
+               },
+               true});
+  return v;
+}
+
+}  // namespace
+
+std::unique_ptr<OpBase> make_moe_experts_op() { return make_op<MoeExperts>(); }
+
+}  // namespace v3b::bench
