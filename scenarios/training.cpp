@@ -230,8 +230,10 @@ TrainResult train(const TrainOptions& o) {
                 "at most vocab_size " + std::to_string(c.vocab_size),
                 std::to_string(tokenizer.vocab_size()));
   }
+  uint64_t text_hash = 0;
   const auto load = [&](const char* split) {
     const auto corpus = model::Corpus::load(o.corpus_dir, split);
+    text_hash = text_hash * 31 + corpus.hash();
     return model::tokenize_corpus(corpus, tokenizer, model::default_cache_path(corpus));
   };
   const model::TokenStream train_text = load("train"), val_text = load("validation");
@@ -241,12 +243,24 @@ TrainResult train(const TrainOptions& o) {
       kt::make_train_step(c, o.exact ? kt::Arithmetic::f32 : kt::Arithmetic::bf16);
   result.step = step;
   load_initial(o, c, *step);
-  result.predicted_flops_per_token = kt::train_flops_per_token(c, S);
+  result.flops_per_token = kt::train_flops_per_token(c, S);
+  if (!o.quiet) {
+    result.gemm_gflops =
+        kt::measure_gemm_gflops(o.exact ? kt::Arithmetic::f32 : kt::Arithmetic::bf16);
+    result.predicted_tokens_per_s =
+        kPredictedShare * 1e9 * result.gemm_gflops / result.flops_per_token;
+    std::fprintf(
+        stderr,
+        "%lld parameters, %.1f MFLOP a token; GEMM peak measured now %.0f GFLOP/s, at %.0f%% "
+        "of it %.0f tokens/s\n",
+        static_cast<long long>(step->table().trainable), result.flops_per_token / 1e6,
+        result.gemm_gflops, 100 * kPredictedShare, result.predicted_tokens_per_s);
+  }
   const bool files = !o.out_dir.empty();
-  const std::string fingerprint = model::config_to_json(c) + " tokenizer " +
-                                  tokenizer.fingerprint() + " batch " + std::to_string(B) +
-                                  " context " + std::to_string(S) + " seed " +
-                                  std::to_string(o.seed) + " balance " + balance_name(o.balance);
+  const std::string fingerprint =
+      model::config_to_json(c) + " tokenizer " + tokenizer.fingerprint() + " text " +
+      std::to_string(text_hash) + " batch " + std::to_string(B) + " context " + std::to_string(S) +
+      " seed " + std::to_string(o.seed) + " balance " + balance_name(o.balance);
   TrainState state;
   if (files) {
     std::error_code ec;
@@ -380,11 +394,16 @@ int run_train(const TrainOptions& o) {
                 r.rows.empty() ? 0LL : static_cast<long long>(r.rows.back().step));
     return 0;
   }
-  std::printf("trained %lld tokens in %.0f s; %.0f tokens/s, %.1f GFLOP/s (%.2f MFLOP a token)\n",
+  std::printf("trained %lld tokens in %.0f s: %.0f tokens/s, %.1f GFLOP/s (%.2f MFLOP a token)",
               static_cast<long long>(r.rows.empty() ? 0 : r.rows.back().tokens),
               r.rows.empty() ? 0.0 : r.rows.back().seconds, r.tokens_per_s,
-              r.tokens_per_s * r.predicted_flops_per_token / 1e9,
-              r.predicted_flops_per_token / 1e6);
+              r.tokens_per_s * r.flops_per_token / 1e9, r.flops_per_token / 1e6);
+  if (r.gemm_gflops > 0) {
+    std::printf("; predicted %.0f tokens/s, reached %.0f%% of the GEMM peak %.0f GFLOP/s",
+                r.predicted_tokens_per_s,
+                100 * r.tokens_per_s * r.flops_per_token / 1e9 / r.gemm_gflops, r.gemm_gflops);
+  }
+  std::printf("\n");
   const EvalResult& v = r.validation;
   std::printf("validation: %lld tokens, loss %.4f nats, %.4f bits/byte",
               static_cast<long long>(v.tokens), v.loss(), v.bits_per_byte());

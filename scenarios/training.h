@@ -83,11 +83,19 @@ EvalResult evaluate(kern::train::TrainStep& step, const model::TokenStream& stre
                     const model::Tokenizer& tokenizer, int64_t context, int64_t max_tokens,
                     double mtp_lambda = 0.3);
 
+// Share of the GEMM peak that a step is expected to reach: its products are narrower than the
+// measured one (K = 48..512) and the rest (softmax, norms, gathers) runs at no GEMM rate at all.
+inline constexpr double kPredictedShare = 0.5;
+
 struct TrainResult {
   std::vector<TrainRow> rows;
   EvalResult validation;  // at the end, over all of the validation split
   bool interrupted = false;
-  double predicted_flops_per_token = 0, tokens_per_s = 0;
+  double flops_per_token = 0;         // by formula, forward and backward
+  double gemm_gflops = 0;             // this machine's best large GEMM, measured before the run
+  double predicted_tokens_per_s = 0;  // at kPredictedShare of it
+  double tokens_per_s = 0;            // reached
+
   model::ModelConfig config;
   std::shared_ptr<kern::train::TrainStep> step;
 };

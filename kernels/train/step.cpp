@@ -1,5 +1,8 @@
 #include "kernels/train/step.h"
 
+#include <chrono>
+
+#include "kernels/gemm/gemm.h"
 #include "kernels/train/step_make.h"
 #include "model/rng.h"
 
@@ -30,6 +33,28 @@ void init_params(const ParamTable& table, double initializer_range, uint64_t see
                    : 1.0F;
     }
   }
+}
+
+double measure_gemm_gflops(Arithmetic arithmetic) {
+  constexpr int64_t n = 1024;
+  const bool wide = arithmetic != Arithmetic::bf16;
+  std::vector<float> a(n * n, 0.0F), c(n * n, 0.0F);  // zeros are valid bf16 too
+  GemmArgs g;
+  g.M = g.N = g.K = g.lda = g.ldb = g.ldc = n;
+  g.a = g.b = a.data();
+  g.c = c.data();
+  g.ab_type = wide ? spec::DType::f32 : spec::DType::bf16;
+  double best = 0;
+  const auto start = std::chrono::steady_clock::now();
+  const auto seconds = [](auto t) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+  };
+  for (int i = 0; i < 3 || seconds(start) < 0.3; ++i) {
+    const auto t = std::chrono::steady_clock::now();
+    gemm(g);
+    best = std::max(best, 2e-9 * static_cast<double>(n * n * n) / seconds(t));
+  }
+  return best;
 }
 
 void update_bias(std::vector<float>& bias, const std::vector<int64_t>& load, double u) {

@@ -74,6 +74,9 @@ std::unique_ptr<TrainStep> make_train_step(const model::ModelConfig& c, Arithmet
 void init_params(const ParamTable& table, double initializer_range, uint64_t seed,
                  std::span<float> values);
 
+// Best rate of one large GEMM in the given arithmetic on all threads, GFLOP/s; takes about 0.3 s.
+double measure_gemm_gflops(Arithmetic arithmetic);
+
 // SPEC 1.18: b_i += u * sign(mean - c_i).
 void update_bias(std::vector<float>& bias, const std::vector<int64_t>& load, double u);
 
