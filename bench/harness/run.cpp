@@ -14,6 +14,7 @@ namespace v3b::bench {
 namespace {
 
 constexpr const char* kRead = "read";
+constexpr int kSettleProbes = 12;
 
 std::optional<double> finite(double v) {
   return std::isfinite(v) ? std::optional<double>(v) : std::nullopt;
@@ -48,9 +49,45 @@ void add_verdict(rep::Row& r, const CheckResult& c) {
   r.route_flips = c.verdict.route_flips;
 }
 
-// Times, rates, and what binds them. The memory roof does not bind data that stays in the caches.
+// The roof of a case: which peak binds, and the least seconds that it allows. The memory roof does
+// not bind data that stays in the caches.
+struct Roof {
+  std::string name;
+  double seconds = 0;  // 0: no roof
+};
+Roof roof_of(const Cost& cost, const CaseInfo& info, const Peaks& peaks) {
+  const double compute = roof_rate(peaks, cost.compute_roof), read = roof_rate(peaks, kRead);
+  const double t_compute = compute > 0 ? cost.flop / compute : 0;
+  const double t_read = info.cache == CacheState::cold && read > 0 ? cost.bytes / read : 0;
+  if (t_compute <= 0 && t_read <= 0) return {};
+  return t_read >= t_compute ? Roof{kRead, t_read} : Roof{cost.compute_roof, t_compute};
+}
+
+void remember_best(const Peaks& peaks) {
+  for (const auto& [key, value] : peaks) {
+    double& best = rep::machine_card().peaks[key];
+    best = std::max(best, value);
+  }
+}
+
+// One probe on a shared machine may fall into a bad moment: before a row is called faster than
+// possible, the peak gets the best of this run and some more probes.
+Roof settled_roof(double seconds, const Cost& cost, const CaseInfo& info, Peaks& peaks,
+                  double margin) {
+  Roof roof = roof_of(cost, info, peaks);
+  for (int i = 0; i < kSettleProbes && roof.seconds > seconds * (1 + margin); ++i) {
+    if (i == 0)
+      for (auto& [key, value] : peaks) value = std::max(value, rep::machine_card().peaks[key]);
+    else
+      probe_peak(roof.name, peaks, 2);
+    remember_best(peaks);
+    roof = roof_of(cost, info, peaks);
+  }
+  return roof;
+}
+
 void add_times(rep::Row& r, const TimeResult& t, const Cost& cost, const CaseInfo& info,
-               const Peaks& peaks, double margin) {
+               Peaks& peaks, double margin) {
   const SampleStats s = summarize(t.samples_us);
   r.samples = s.count;
   r.stop_reason = t.stop_reason;
@@ -63,13 +100,11 @@ void add_times(rep::Row& r, const TimeResult& t, const Cost& cost, const CaseInf
   if (!(seconds > 0)) return;
   if (cost.flop > 0) r.gflop_s = cost.flop / seconds * 1e-9;
   if (cost.bytes > 0) r.gb_s = cost.bytes / seconds * 1e-9;
-  const double compute = roof_rate(peaks, cost.compute_roof), read = roof_rate(peaks, kRead);
-  const double t_compute = compute > 0 ? cost.flop / compute : 0;
-  const double t_read = info.cache == CacheState::cold && read > 0 ? cost.bytes / read : 0;
-  if (t_compute <= 0 && t_read <= 0) return;
-  r.roof = t_read >= t_compute ? kRead : cost.compute_roof;
-  r.pct_of_roof = 100 * std::max(t_compute, t_read) / seconds;
-  if (*r.pct_of_roof > 100 * (1 + margin)) {
+  const Roof roof = settled_roof(seconds, cost, info, peaks, margin);
+  if (roof.seconds <= 0) return;
+  r.roof = roof.name;
+  r.pct_of_roof = 100 * roof.seconds / seconds;
+  if (!(roof.seconds <= seconds * (1 + margin))) {
     r.status = "suspect";
     r.reason = fmt::format("faster than the measured {} peak allows by {:.0f}%", r.roof,
                            *r.pct_of_roof - 100);
@@ -81,10 +116,7 @@ void probe_roofs(const JobGroup& g, Peaks& peaks) {
   probe_peak(kRead, peaks);
   probe_peak(compute, peaks);
   if (compute == "bf16" && roof_instruction("bf16").empty()) probe_peak("f32", peaks);
-  for (const auto& [key, value] : peaks) {
-    double& best = rep::machine_card().peaks[key];
-    best = std::max(best, value);
-  }
+  remember_best(peaks);
 }
 
 void count(RunSummary& s, const rep::Row& r) {

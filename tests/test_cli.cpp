@@ -1,0 +1,230 @@
+// The built binary from outside: exit codes, one line on stderr for bad input, files that survive
+// interruption (DESIGN 4 and 5).
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "reports/csv.h"
+#include "reports/row.h"
+
+namespace v3b {
+namespace {
+
+const std::string kBinary = std::string(V3B_BINARY_DIR) + "/v3bench";
+
+std::string slurp(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream s;
+  s << in.rdbuf();
+  return s.str();
+}
+
+struct Result {
+  int code = -1;
+  std::string out, err;
+};
+
+class Cli : public ::testing::Test {
+ protected:
+  std::string dir_ =
+      std::filesystem::temp_directory_path() / ("v3b_cli_" + std::to_string(getpid()));
+  void SetUp() override {
+    ASSERT_TRUE(std::filesystem::exists(kBinary)) << "build the target v3bench first";
+    std::filesystem::create_directories(dir_);
+  }
+  void TearDown() override { std::filesystem::remove_all(dir_); }
+
+  Result run(const std::string& args, const std::string& before = "") {
+    const std::string command = "cd " + dir_ + "; " + before + " " + kBinary + " " + args + " >" +
+                                dir_ + "/out 2>" + dir_ + "/err";
+    const int status = std::system(("bash -c '" + command + "'").c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status), slurp(dir_ + "/out"),
+            slurp(dir_ + "/err")};
+  }
+  // One line on stderr that holds every part.
+  void expect_one_line(const std::string& args, int code,
+                       std::initializer_list<const char*> parts) {
+    const Result r = run(args);
+    EXPECT_EQ(r.code, code) << args << "\n" << r.err;
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << args << "\n" << r.err;
+    EXPECT_TRUE(r.out.empty()) << args << "\n" << r.out;
+    for (const char* p : parts)
+      EXPECT_NE(r.err.find(p), std::string::npos) << "no \"" << p << "\" in: " << r.err;
+  }
+  rep::CsvTable bench_csv(const std::string& out) {
+    return rep::read_csv(dir_ + "/" + out + "/bench.csv");
+  }
+};
+
+const char* kSmall = "--op rmsnorm --case T=3,d=37,dtype=f32";
+
+TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
+  expect_one_line("bench --qick", 64, {"--qick"});
+  expect_one_line("chek", 64, {"chek"});
+  expect_one_line("", 64, {"subcommand"});
+  expect_one_line("check --op rmsnrm", 64, {"rmsnrm", "rmsnorm"});
+  expect_one_line("check --op rmsnorm --impl cpu_fast", 64, {"cpu_fast", "cpu_simd"});
+  expect_one_line("check --op rmsnorm --case T=3,dd=1", 64, {"dd", "one of: T d"});
+  expect_one_line("check --op rmsnorm --case T=three", 64, {"three"});
+  expect_one_line("check --op rmsnorm --case T=8:1", 64, {"8:1"});
+  expect_one_line("check --case T=3", 64, {"--op"});
+  expect_one_line("check --filter \"(\"", 64, {"--filter"});
+  expect_one_line("check --device tpu", 64, {"tpu"});
+  expect_one_line("check --quick --full", 64, {"--quick"});
+  expect_one_line("check --threads many", 64, {"many"});
+  expect_one_line("compare only_one", 64, {"NEW"});
+  expect_one_line("scenario kv-cahce", 64, {"kv-cahce"});
+  expect_one_line("scenario kv-cache --contexts 1:x", 64, {"--contexts", "x"});
+}
+
+TEST_F(Cli, BenchmarkFlagsAreGoogleBenchmarks) {
+  expect_one_line(std::string("bench ") + kSmall + " --benchmark_no_such_flag=1", 64,
+                  {"--benchmark_no_such_flag"});
+  const Result r =
+      run("bench --op rmsnorm --case T=64,d=256 --impl cpu_simd --benchmark_min_time=0.01 "
+          "--benchmark_repetitions=2 "
+          "--benchmark_out=gb.json --benchmark_out_format=json");
+  EXPECT_EQ(r.code, 0) << r.err;
+  const std::string json = slurp(dir_ + "/gb.json");
+  EXPECT_NE(json.find("rmsnorm.cpu_simd/T=64"), std::string::npos) << json;
+  EXPECT_NE(json.find("\"repetitions\": 2"), std::string::npos) << json;
+  EXPECT_EQ(json.substr(json.find_last_not_of("\n ")), "}\n");
+}
+
+TEST_F(Cli, NothingMatchedIs4) {
+  expect_one_line("check --filter nothing_is_called_so", 4, {"no job"});
+}
+
+TEST_F(Cli, HelpAndVersionAreNoErrors) {
+  for (const char* a : {"--help", "bench --help", "--version", "scenario --help"}) {
+    const Result r = run(a);
+    EXPECT_EQ(r.code, 0) << a;
+    EXPECT_FALSE(r.out.empty()) << a;
+  }
+}
+
+TEST_F(Cli, CheckAnyShapeWritesRowsAndItsReproRunsAgain) {
+  const Result r =
+      run("check --op rmsnorm --case T=1:4:*2,d=37,dtype=f32 --impl cpu_simd --out res --seed 7 "
+          "--threads 1");
+  ASSERT_EQ(r.code, 0) << r.err;
+  const auto t = bench_csv("res");
+  ASSERT_EQ(t.rows.size(), 3u);
+  EXPECT_EQ(t.cell(0, "status"), "passed");
+  EXPECT_EQ(t.cell(0, "impl"), "rmsnorm.cpu_simd");
+  EXPECT_TRUE(std::filesystem::exists(dir_ + "/res/machine.json"));
+  const std::string repro = t.cell(1, "repro");
+  ASSERT_EQ(repro.rfind("v3bench ", 0), 0u);
+  const Result again = run(repro.substr(8) + " --out again");
+  ASSERT_EQ(again.code, 0) << again.err;
+  const auto u = bench_csv("again");
+  ASSERT_EQ(u.rows.size(), 1u);
+  for (const char* c : {"case", "max_abs_err", "err_over_bound", "worst_index", "params"})
+    EXPECT_EQ(u.cell(0, c), t.cell(1, c)) << "same seed, other " << c;
+}
+
+TEST_F(Cli, BenchThenTableAndCompare) {
+  const Result r = run("bench --op rmsnorm --case T=64,d=256 --min-time 0.02 --out res");
+  ASSERT_EQ(r.code, 0) << r.err;
+  const auto t = bench_csv("res");
+  ASSERT_GE(t.rows.size(), 2u);
+  for (size_t i = 0; i < t.rows.size(); ++i) {
+    EXPECT_TRUE(t.number(i, "median_us").has_value()) << t.cell(i, "impl");
+    EXPECT_FALSE(t.cell(i, "roof").empty());
+  }
+  EXPECT_NE(run("table res").out.find("rmsnorm.cpu_simd"), std::string::npos);
+  EXPECT_EQ(run("compare res res").code, 0);
+  EXPECT_EQ(run("compare res/bench.csv res/bench.csv --all").code, 0);
+}
+
+TEST_F(Cli, MissingAndBadFiles) {
+  expect_one_line("table nowhere", 66, {"nowhere"});
+  expect_one_line("compare none.csv none.csv", 66, {"none.csv"});
+  std::ofstream(dir_ + "/bad.csv") << "op,impl\na,b\n";
+  expect_one_line("compare bad.csv bad.csv", 65, {"bad.csv", "missing column"});
+}
+
+TEST_F(Cli, UnwritableOutputIs74) {
+  std::ofstream(dir_ + "/file") << "x";
+  expect_one_line(std::string("check ") + kSmall + " --out file/sub", 74, {"file/sub"});
+  expect_one_line(std::string("check ") + kSmall + " --out file", 74, {"file"});
+}
+
+TEST_F(Cli, FullDiskIs74AndFinishedRowsStay) {
+  const Result r =
+      run("check --op rmsnorm --case T=1:200:1,d=37,dtype=f32 --impl cpu_simd --out res",
+          "ulimit -f 8;");
+  EXPECT_EQ(r.code, 74) << r.err;
+  EXPECT_NE(r.err.find("bench.csv"), std::string::npos) << r.err;
+  const auto t = bench_csv("res");
+  EXPECT_GT(t.rows.size(), 3u);
+  EXPECT_LT(t.rows.size(), 200u);
+  for (size_t i = 0; i < t.rows.size(); ++i) EXPECT_EQ(t.cell(i, "status"), "passed");
+}
+
+TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {
+  const std::string args = "check --op rmsnorm --case T=1:300:1,d=512 --impl cpu_simd --out res";
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (chdir(dir_.c_str()) != 0) _exit(99);
+    if (std::freopen((dir_ + "/err").c_str(), "w", stderr) == nullptr) _exit(99);
+    execl(kBinary.c_str(), "v3bench", "check", "--op", "rmsnorm", "--case", "T=1:300:1,d=512",
+          "--impl", "cpu_simd", "--out", "res", static_cast<char*>(nullptr));
+    _exit(98);
+  }
+  const std::string csv = dir_ + "/res/bench.csv";
+  for (int i = 0; i < 3000; ++i) {  // until a few rows are there
+    const std::string text = slurp(csv);
+    if (std::count(text.begin(), text.end(), '\n') > 3) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  kill(child, SIGINT);
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  ASSERT_EQ(WEXITSTATUS(status), 130) << slurp(dir_ + "/err");
+  EXPECT_NE(slurp(dir_ + "/err").find("--resume"), std::string::npos);
+  const size_t before = rep::read_csv(csv).rows.size();
+  EXPECT_GT(before, 2u);
+  EXPECT_LT(before, 300u);
+  const Result r = run(args + " --resume");
+  EXPECT_EQ(r.code, 0) << r.err;
+  const auto t = rep::read_csv(csv);
+  EXPECT_EQ(t.rows.size(), 300u);
+  std::set<std::string> cases;
+  for (size_t i = 0; i < t.rows.size(); ++i) cases.insert(t.cell(i, "case"));
+  EXPECT_EQ(cases.size(), 300u);
+  EXPECT_NE(r.out.find("already done"), std::string::npos);
+}
+
+TEST_F(Cli, SupportAndListAndInfo) {
+  const Result s = run("support --op rmsnorm");
+  EXPECT_EQ(s.code, 0);
+  EXPECT_NE(s.out.find("rmsnorm.cpu_eigen"), std::string::npos);
+  const Result csv = run("support --csv");
+  EXPECT_EQ(csv.out.rfind("op,implementation,state,reason,cases\n", 0), 0u);
+  std::ofstream(dir_ + "/s.csv") << csv.out;
+  EXPECT_GT(rep::read_csv(dir_ + "/s.csv").rows.size(), 2u);
+  EXPECT_NE(run("list --quick").out.find(" jobs"), std::string::npos);
+  EXPECT_NE(run("info --no-peaks").out.find("processor"), std::string::npos);
+}
+
+TEST_F(Cli, PlainProgressWithoutATerminal) {
+  const Result r = run(std::string("check ") + kSmall);
+  EXPECT_EQ(r.code, 0);
+  EXPECT_EQ(r.err.find('\r'), std::string::npos);
+  EXPECT_EQ(r.err.find('\x1b'), std::string::npos);
+  EXPECT_NE(r.err.find("done in"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace v3b

@@ -1,0 +1,447 @@
+// The harness' own parts: tensors, fills, verdicts, routes, jobs, the run loop, on a toy op (DESIGN
+// 3).
+#include <gtest/gtest.h>
+#include <omp.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <limits>
+
+#include "bench/harness/check.h"
+#include "bench/harness/fill_rng.h"
+#include "bench/harness/jobs.h"
+#include "bench/harness/peaks.h"
+#include "bench/harness/run.h"
+
+namespace v3b::bench {
+namespace {
+
+using spec::DType;
+const double kNan = std::numeric_limits<double>::quiet_NaN();
+
+TEST(Tensor, StartsPoisonedAndGuarded) {
+  for (DType t : {DType::f64, DType::f32, DType::bf16, DType::f16, DType::f8e4m3}) {
+    const HostTensor y("y", Role::output, t, {3, 5});
+    for (int64_t i = 0; i < 15; ++i) EXPECT_TRUE(std::isnan(y.get(i))) << spec::dtype_name(t);
+    EXPECT_TRUE(y.canaries_intact());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(y.data()) % 64, 0u);
+  }
+  const HostTensor i("i", Role::output, DType::i32, {2});
+  EXPECT_EQ(i.get(0), double(0x5a5a5a5a));
+}
+
+TEST(Tensor, CanariesSeeOneByteOnEitherSide) {
+  for (int64_t at : {-1, 15}) {
+    HostTensor y("y", Role::output, DType::u8, {15});
+    y.as<uint8_t>()[at] ^= 1;
+    EXPECT_FALSE(y.canaries_intact()) << at;
+  }
+}
+
+TEST(Tensor, SetRoundsOnceFromDouble) {
+  HostTensor b("b", Role::input, DType::bf16, {1});
+  b.set(
+      0,
+      1.0 + 0x1p-8 +
+          0x1p-40);  // just above the middle of two neighbours; through float it would tie to even
+  EXPECT_EQ(b.get(0), 1.0 + 0x1p-7);
+  b.set(0, 1.0 + 0x1p-8);
+  EXPECT_EQ(b.get(0), 1.0);
+  HostTensor f("f", Role::input, DType::f8e4m3, {1});
+  f.set(0, 1e9);
+  EXPECT_EQ(f.get(0), 448);
+}
+
+TEST(Tensor, FillsAreTheSameOnEveryThreadCount) {
+  uint64_t first[2] = {};
+  for (int threads : {1, 2, 3}) {
+    omp_set_num_threads(threads);
+    HostTensor a("a", Role::input, DType::bf16, {301, 257}),
+        b("b", Role::input, DType::f8e4m3, {301, 257});
+    a.fill_real(7);
+    b.fill_exact(7);
+    if (threads == 1) first[0] = tensor_hash(a), first[1] = tensor_hash(b);
+    EXPECT_EQ(tensor_hash(a), first[0]);
+    EXPECT_EQ(tensor_hash(b), first[1]);
+  }
+  omp_set_num_threads(omp_get_num_procs());
+  // The same bits on every machine (law 12): these three are typed from the definition in
+  // fill_rng.h.
+  EXPECT_EQ(mix64(0), 0xe220a8397b1dcdafull);
+  EXPECT_EQ(mix64(1), 0x910a2dec89025cc1ull);
+  HostTensor c("a", Role::input, DType::f32, {64}), d("other", Role::input, DType::f32, {64}),
+      e("a", Role::input, DType::f32, {64});
+  c.fill_real(7);
+  d.fill_real(7);
+  e.fill_real(8);
+  EXPECT_NE(tensor_hash(c), tensor_hash(d));
+  EXPECT_NE(tensor_hash(c), tensor_hash(e));
+}
+
+TEST(Tensor, FillsHaveTheRightShape) {
+  HostTensor a("a", Role::input, DType::f32, {400, 1000});
+  a.fill_real(3, 0.5, false);
+  double sum = 0, sum2 = 0;
+  for (double v : a.to_doubles()) sum += v, sum2 += v * v;
+  EXPECT_NEAR(sum / 4e5, 0, 5e-3);
+  EXPECT_NEAR(std::sqrt(sum2 / 4e5), 0.5, 5e-3);
+  a.fill_real(3, 0.5, true);
+  sum2 = 0;
+  for (double v : a.to_doubles()) sum2 += v * v;
+  EXPECT_GT(std::sqrt(sum2 / 4e5), 0.6) << "no outlier channels";
+  a.fill_exact(3);
+  bool seen[7] = {};
+  for (double v : a.to_doubles()) {
+    ASSERT_EQ(v, std::floor(v));
+    ASSERT_LE(std::fabs(v), 3);
+    seen[static_cast<int>(v) + 3] = true;
+  }
+  for (bool s : seen) EXPECT_TRUE(s);
+}
+
+// ---- verdicts
+struct Judged {
+  HostTensor y{"y", Role::output, DType::f32, {4}};
+  Expected expected{{{.name = "y", .values = {1, -2, 3, -4}}}};
+  Judged() {
+    for (int64_t i = 0; i < 4; ++i) y.set(i, expected.tensors[0].values[static_cast<size_t>(i)]);
+  }
+  Verdict verdict(Tolerance t = {.rel_fro = 1e-3, .rel = 1e-2}) {
+    return judge(expected, {&y}, [=](const std::string&) { return t; });
+  }
+};
+
+TEST(Judge, EqualPassesEvenWithZeroTolerance) {
+  Judged j;
+  EXPECT_TRUE(j.verdict().passed);
+  EXPECT_TRUE(j.verdict({}).passed);
+  EXPECT_EQ(j.verdict({}).err_over_bound, 0);
+}
+TEST(Judge, NanAndInfinityFail) {
+  for (double bad : {kNan, INFINITY, -INFINITY}) {
+    Judged j;
+    j.y.set(2, bad);
+    const Verdict v = j.verdict({.rel_fro = 1e30, .rel = 1e30});
+    EXPECT_FALSE(v.passed);
+    EXPECT_EQ(v.worst_index, "y[2]");
+  }
+}
+TEST(Judge, ExpectedInfinityMustBeMet) {
+  Judged j;
+  j.expected.tensors[0].values[1] = INFINITY;
+  EXPECT_FALSE(j.verdict().passed);
+  j.y.set(1, INFINITY);
+  EXPECT_TRUE(j.verdict().passed);
+}
+TEST(Judge, OneElementFailsThoughTheNormPasses) {
+  Judged j;
+  j.y.set(0, 1.02);
+  const Verdict v = j.verdict({.rel_fro = 0.5, .rel = 1e-2});
+  EXPECT_FALSE(v.passed);
+  EXPECT_NEAR(v.err_over_bound, 2, 1e-4);
+  EXPECT_EQ(v.worst_index, "y[0]");
+}
+TEST(Judge, DriftFailsThoughEveryElementPasses) {
+  Judged j;
+  for (int64_t i = 0; i < 4; ++i) j.y.set(i, j.y.get(i) * 1.005);
+  const Verdict v = j.verdict({.rel_fro = 1e-3, .rel = 1e-2});
+  EXPECT_FALSE(v.passed);
+  EXPECT_NE(v.reason.find("Frobenius"), std::string::npos);
+}
+TEST(Judge, UnjudgedElementsAreSkippedButNotUnjudgedOutputs) {
+  Judged j;
+  j.expected.tensors[0].values[3] = kNan;
+  j.y.set(3, kNan);
+  EXPECT_TRUE(j.verdict().passed);
+  j.expected.tensors.clear();
+  EXPECT_FALSE(j.verdict().passed) << "an output without expected values";
+}
+TEST(Judge, WrongCountsAndNamesFail) {
+  Judged j;
+  j.expected.tensors[0].values.push_back(1);
+  EXPECT_FALSE(j.verdict().passed);
+  Judged k;
+  k.expected.tensors[0].name = "z";
+  EXPECT_FALSE(k.verdict().passed);
+}
+
+// ---- routes (law 5)
+struct Routed {
+  HostTensor idx{"idx", Role::output, DType::i32, {3, 2}}, w{"w", Role::output, DType::f32, {3, 2}};
+  Expected expected;
+  Routed() {
+    ExpectedTensor r{.name = "idx", .values = {0, 1, 2, 3, 4, 5}};
+    r.route_k = 2;
+    r.route_gap = {1, 1e-9, 1};
+    r.route_gap_bound = 1e-6;
+    r.follow = {"w"};
+    expected.tensors = {r, {.name = "w", .values = {0.1, 0.9, 0.2, 0.8, 0.3, 0.7}}};
+    for (int64_t i = 0; i < 6; ++i) {
+      idx.set(i, r.values[static_cast<size_t>(i)]);
+      w.set(i, expected.tensors[1].values[static_cast<size_t>(i)]);
+    }
+  }
+  Verdict verdict() {
+    return judge(expected, {&idx, &w},
+                 [](const std::string&) { return Tolerance{.rel_fro = 1e-5, .rel = 1e-5}; });
+  }
+};
+TEST(Routes, OrderWithinARowIsFree) {
+  Routed r;
+  EXPECT_TRUE(r.verdict().passed) << r.verdict().reason;
+  r.idx.set(0, 1), r.idx.set(1, 0), r.w.set(0, 0.9), r.w.set(1, 0.1);
+  EXPECT_TRUE(r.verdict().passed) << r.verdict().reason;
+  r.w.set(0, 0.1),
+      r.w.set(1, 0.9);  // weights left in the old order belong to the wrong experts now
+  EXPECT_FALSE(r.verdict().passed);
+}
+TEST(Routes, AFlipWithinTheGapIsCountedAndItsWeightsAreNotJudged) {
+  Routed r;
+  r.idx.set(2, 7), r.w.set(2, 0.5);
+  const Verdict v = r.verdict();
+  EXPECT_TRUE(v.passed) << v.reason;
+  EXPECT_EQ(v.route_flips, 1);
+}
+TEST(Routes, AFlipBeyondTheGapFails) {
+  Routed r;
+  r.idx.set(0, 7);
+  EXPECT_FALSE(r.verdict().passed);
+}
+TEST(Routes, ARepeatedExpertFailsEvenInATie) {
+  Routed r;
+  r.idx.set(2, 3);
+  EXPECT_FALSE(r.verdict().passed);
+  Routed s;
+  s.idx.set(2, -1);
+  EXPECT_FALSE(s.verdict().passed);
+}
+TEST(Routes, NanWeightsFail) {
+  Routed r;
+  r.w.set(5, kNan);
+  EXPECT_FALSE(r.verdict().passed);
+}
+
+// ---- jobs
+TEST(Jobs, RangesAndLists) {
+  EXPECT_EQ(parse_int_list("1024:8192:*2", "x"), (std::vector<int64_t>{1024, 2048, 4096, 8192}));
+  EXPECT_EQ(parse_int_list("1:10:3,20,5:6", "x"), (std::vector<int64_t>{1, 4, 7, 10, 20, 5, 6}));
+  EXPECT_EQ(parse_int_list("1:9:+4", "x"), (std::vector<int64_t>{1, 5, 9}));
+  for (const char* bad : {"", "a", "1:2:0", "4:2", "0:8:*2", "1:8:*1", "1:2:3:4", "1,,2", "1.5"})
+    EXPECT_THROW(parse_int_list(bad, "x"), Error) << bad;
+  EXPECT_EQ(expand_case("T=1:4:*2,d=7"),
+            (std::vector<std::string>{"T=1,d=7", "T=2,d=7", "T=4,d=7"}));
+}
+
+// ---- the run loop, on y = 2x
+struct ToyShape {
+  int64_t n = 1000;
+  DType dtype = DType::f32;
+  template <class S, class V>
+  static void visit(S& s, V&& v) {
+    v("n", s.n), v("dtype", s.dtype);
+  }
+};
+int g_runs = 0;  // of "breaks_later"
+bool g_reference_ran = false, g_kernel_ran_first = true;
+double g_flop = 1000;
+
+struct Toy {
+  static constexpr const char* name = "toy";
+  static constexpr bool exact_fill = true;
+  using Shape = ToyShape;
+  struct Data {
+    HostTensor x, y;
+    std::vector<HostTensor*> tensors() { return {&x, &y}; }
+  };
+  static std::unique_ptr<Data> make(const Shape& s, Fill fill, uint64_t seed) {
+    auto d = std::make_unique<Data>();
+    d->x = HostTensor("x", Role::input, s.dtype, {s.n});
+    d->y = HostTensor("y", Role::output, s.dtype, {s.n});
+    if (fill == Fill::exact)
+      d->x.fill_exact(seed);
+    else
+      d->x.fill_real(seed);
+    return d;
+  }
+  static Expected reference(const Data& d) {
+    g_reference_ran = true;
+    auto y = d.x.to_doubles();
+    for (double& v : y) v *= 2;
+    return {{{.name = "y", .values = std::move(y)}}};
+  }
+  static Cost cost(const Shape& s) { return {g_flop, 8.0 * static_cast<double>(s.n), "f32"}; }
+  static Tolerance tolerance(const Shape&, Fill fill, const std::string&) {
+    return fill == Fill::exact ? Tolerance{} : Tolerance{.rel_fro = 1e-6, .rel = 1e-6};
+  }
+  static std::vector<Case<Shape>> cases() {
+    return {{{.n = 1000}, Size::quick, false, CacheState::hot},
+            {{.n = 3}, Size::quick, true},
+            {{.n = 5000}, Size::full}};
+  }
+  static void twice(Data& d) {
+    for (int64_t i = 0; i < d.x.numel(); ++i) d.y.as<float>()[i] = 2 * d.x.as<float>()[i];
+  }
+  static std::vector<Impl<Toy>> impls() {
+    std::vector<Impl<Toy>> v;
+    v.push_back({"cpu_good", nullptr, [](Data& d) {
+                   return Runner{.run =
+                                     [&d] {
+                                       g_kernel_ran_first = g_kernel_ran_first && !g_reference_ran;
+                                       twice(d);
+                                     },
+                                 .resolved_isa = "baseline"};
+                 }});
+    v.push_back({"cpu_never",
+                 [](const Shape&) {
+                   return Support{Support::State::unsupported, "needs a miracle"};
+                 },
+                 [](Data&) { return Runner{}; }});
+    v.push_back({"cuda_toy",
+                 [](const Shape&) {
+                   return Support{Support::State::no_device, "no GPU"};
+                 },
+                 [](Data&) { return Runner{}; }});
+    v.push_back({"cpu_throws", nullptr,
+                 [](Data&) -> Runner { throw Error(ExitCode::bad_input, "no", "toy"); }});
+    v.push_back({"cpu_breaks_later", nullptr, [](Data& d) {
+                   return Runner{.run = [&d] {
+                     twice(d);
+                     if (++g_runs > 4) d.y.as<float>()[1] = 17;
+                   }};
+                 }});
+    return v;
+  }
+};
+
+std::map<std::string, rep::Row> run_toy(bool time, Selection selection = {},
+                                        rep::CsvWriter* out = nullptr) {
+  g_runs = 0;
+  Ops ops;
+  ops.push_back(make_op<Toy>());
+  RunOptions o{.time = time};
+  o.timing.job_seconds = 0.02;
+  std::map<std::string, rep::Row> rows;
+  run_jobs(select_jobs(ops, selection), o, out,
+           [&](const rep::Row& r) { rows[r.impl + "/" + r.case_text] = r; });
+  return rows;
+}
+
+TEST(RunLoop, KernelBeforeReference) {
+  g_reference_ran = false, g_kernel_ran_first = true;
+  Ops ops;
+  ops.push_back(make_op<Toy>());
+  CaseChecker checker(*ops[0], ops[0]->cases()[0], 1);
+  EXPECT_EQ(checker.check("cpu_good").status, "passed");
+  EXPECT_TRUE(g_reference_ran);
+  // The real fill's run came before any reference; the exact fill's reference is a second one by
+  // design.
+}
+
+TEST(RunLoop, EveryJobGivesARow) {
+  const auto rows = run_toy(false);
+  EXPECT_EQ(rows.size(), 10u) << "two cases of five implementations";
+  const auto& good = rows.at("toy.cpu_good/n=1000,dtype=f32");
+  EXPECT_EQ(good.status, "passed") << good.reason;
+  EXPECT_FALSE(good.timed());
+  EXPECT_NE(good.repro.find("--op toy --impl cpu_good --case n=1000,dtype=f32"), std::string::npos);
+  EXPECT_EQ(rows.at("toy.cpu_never/n=3,dtype=f32").status, "unsupported");
+  EXPECT_EQ(rows.at("toy.cpu_never/n=3,dtype=f32").reason, "needs a miracle");
+  EXPECT_EQ(rows.at("toy.cuda_toy/n=3,dtype=f32").status, "no_device");
+  EXPECT_EQ(rows.at("toy.cpu_throws/n=3,dtype=f32").status, "error");
+}
+
+TEST(RunLoop, OnlyWhatPassedIsTimedAndWhatBreaksLaterFails) {
+  const auto rows = run_toy(true);
+  const auto& good = rows.at("toy.cpu_good/n=1000,dtype=f32");
+  EXPECT_EQ(good.status, "passed") << good.reason;
+  ASSERT_TRUE(good.timed());
+  EXPECT_GE(*good.samples, 5);
+  EXPECT_LE(*good.min_us, *good.q1_us);
+  EXPECT_LE(*good.q1_us, *good.median_us);
+  EXPECT_LE(*good.median_us, *good.q3_us);
+  EXPECT_FALSE(good.stop_reason.empty());
+  EXPECT_EQ(good.cache_state, "hot");
+  const auto& broken = rows.at("toy.cpu_breaks_later/n=1000,dtype=f32");
+  EXPECT_EQ(broken.status, "failed");
+  EXPECT_NE(broken.reason.find("after timing: y[1]"), std::string::npos) << broken.reason;
+  EXPECT_FALSE(broken.timed());
+  EXPECT_FALSE(rows.at("toy.cpu_good/n=3,dtype=f32").timed()) << "check-only";
+}
+
+TEST(RunLoop, ColdCachesAreTimedToo) {
+  const auto rows = run_toy(true, {.impls = {"cpu_good"}, .cache = "cold"});
+  const auto& r = rows.at("toy.cpu_good/n=1000,dtype=f32");
+  EXPECT_TRUE(r.timed()) << r.reason;
+  EXPECT_EQ(r.cache_state, "cold");
+}
+
+TEST(RunLoop, FasterThanThePeakIsSuspect) {
+  g_flop = 1e15;
+  const auto rows = run_toy(true, {.impls = {"cpu_good"}});
+  g_flop = 1000;
+  const auto& r = rows.at("toy.cpu_good/n=1000,dtype=f32");
+  EXPECT_EQ(r.status, "suspect");
+  EXPECT_EQ(r.roof, "f32");
+  EXPECT_GT(*r.pct_of_roof, 110);
+}
+
+TEST(RunLoop, ResumeSkipsFinishedRows) {
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("v3b_toy_" + std::to_string(getpid()) + ".csv");
+  {
+    rep::CsvWriter out(path, rep::bench_columns(), rep::bench_key_columns());
+    EXPECT_EQ(run_toy(false, {.impls = {"cpu_good"}}, &out).size(), 2u);
+  }
+  {
+    rep::CsvWriter out(path, rep::bench_columns(), rep::bench_key_columns(), true);
+    const auto rows = run_toy(false, {.impls = {"cpu_good", "cpu_never"}}, &out);
+    EXPECT_EQ(rows.size(), 2u);
+    EXPECT_EQ(rows.count("toy.cpu_good/n=3,dtype=f32"), 0u);
+  }
+  EXPECT_EQ(rep::read_csv(path).rows.size(), 4u);
+  std::filesystem::remove(path);
+}
+
+TEST(RunLoop, SelectionErrorsAreUsage) {
+  Ops ops;
+  ops.push_back(make_op<Toy>());
+  for (const Selection& s : std::vector<Selection>{{.ops = {"tay"}},
+                                                   {.impls = {"cpu_gud"}},
+                                                   {.cases = {"n=1"}},
+                                                   {.filter = "("},
+                                                   {.ops = {"toy"}, .cases = {"m=1"}},
+                                                   {.ops = {"toy"}, .cases = {"n=x"}}}) {
+    try {
+      select_jobs(ops, s);
+      ADD_FAILURE() << "accepted";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ExitCode::usage) << e.what();
+    }
+  }
+  EXPECT_TRUE(select_jobs(ops, {.filter = "nothing_like_this"}).empty());
+  EXPECT_EQ(select_jobs(ops, {.filter = "good/n=3"}).size(), 1u);
+  EXPECT_EQ(select_jobs(ops, {.size = Size::full}).size(), 3u);
+  EXPECT_EQ(select_jobs(ops, {.ops = {"toy"}, .cases = {"n=1:8:*2"}}).size(), 4u);
+}
+
+TEST(Samples, Quartiles) {
+  const SampleStats s = summarize({4, 1, 3, 2, 5});
+  EXPECT_EQ(s.min, 1);
+  EXPECT_EQ(s.q1, 2);
+  EXPECT_EQ(s.median, 3);
+  EXPECT_EQ(s.q3, 4);
+  EXPECT_EQ(s.count, 5);
+  EXPECT_NEAR(s.stdrel_pct, 100 * std::sqrt(2.5) / 3, 1e-9);
+}
+
+TEST(Peaks, EveryProbeGivesARate) {
+  const Peaks p = probe_all_peaks(1);
+  for (const char* key : {"read_gb_s", "copy_gb_s", "f32_gflop_s", "f64_gflop_s"})
+    EXPECT_GT(p.at(key), 0.1) << key;
+  EXPECT_GT(roof_rate(p, "bf16"), 0) << "falls back to f32";
+  EXPECT_EQ(roof_rate(p, "tf32"), 0);
+}
+
+}  // namespace
+}  // namespace v3b::bench
