@@ -11,6 +11,7 @@ std::vector<std::string> table_bench(const CsvTable& t);     // table_bench.cpp
 std::vector<std::string> table_kv_cache(const CsvTable& t);  // table_kv_cache.cpp
 std::vector<std::string> table_expert_load(const CsvTable& t);  // table_expert_load.cpp
 std::vector<std::string> table_yarn_perplexity(const CsvTable& t);
+std::vector<std::string> table_mtp_decoding(const CsvTable& t);
 
 namespace {
 
@@ -35,7 +36,7 @@ const std::vector<TableKind>& table_kinds() {
       {"kv_cache.csv", "KV cache: memory and decode step", table_kv_cache},
       {"expert_load.csv", "Expert load", table_expert_load},
       {"yarn_perplexity.csv", "Perplexity past the trained context", table_yarn_perplexity},
-      {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_generic},
+      {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_mtp_decoding},
       {"train.csv", "Training", table_generic},
   };
   return kinds;

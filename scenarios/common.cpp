@@ -11,6 +11,7 @@
 
 #include "model/corpus.h"
 #include "model/error.h"
+#include "model/hash.h"
 #include "model/rng.h"
 #include "model/tokenizer.h"
 #include "reports/machine.h"
@@ -120,6 +121,20 @@ LoadedModel load_model(const CommonOptions& o) {
   return m;
 }
 
+std::string weights_id(const model::ModelWeights& w) {
+  constexpr int64_t kBytes = 1 << 14;  // of each tensor; enough to tell two trainings apart
+  uint64_t h = model::fnv1a64("weights");
+  for (const auto& [name, view] : model::named_tensors(w)) {
+    h = model::fnv1a64(name, h);
+    for (const int64_t n : view.shape)
+      h = model::fnv1a64({reinterpret_cast<const char*>(&n), sizeof n}, h);
+    const int64_t bytes = view.numel() * spec::dtype_bytes(view.dtype);
+    h = model::fnv1a64(
+        {static_cast<const char*>(view.data), static_cast<size_t>(std::min(bytes, kBytes))}, h);
+  }
+  return model::hex64(h).substr(0, 8);
+}
+
 int64_t TokenSet::tokens() const {
   int64_t n = 0;
   for (const auto& d : docs) n += static_cast<int64_t>(d.ids.size());
@@ -187,7 +202,7 @@ double token_loss(const float* logits, int64_t V, int32_t target) {
   for (int64_t i = 1; i < V; ++i) top = std::max(top, logits[i]);
   double sum = 0;
   for (int64_t i = 0; i < V; ++i) sum += std::exp(static_cast<double>(logits[i]) - top);
-  return std::log(sum) + top - static_cast<double>(logits[target]);
+  return std::log(sum) + (static_cast<double>(top) - static_cast<double>(logits[target]));
 }
 
 std::vector<double> sequence_losses(const model::ForwardResult& r, int64_t V,

@@ -42,6 +42,8 @@ struct LoadedModel {
 // Throws v3b::Error (not_found, bad_input, usage) with one clear line. A backend is made with
 // make_backend.
 LoadedModel load_model(const CommonOptions& o);
+// Short hash over name, shape and first bytes of every tensor: tells weights apart for --resume.
+std::string weights_id(const model::ModelWeights& w);
 
 // ---- text
 // -------------------------------------------------------------------------------------------------

@@ -84,19 +84,6 @@ YarnOptions with_defaults(YarnOptions o, int64_t L) {
   return o;
 }
 
-// Tells weights apart for --resume: name, shape and the first bytes of every tensor.
-std::string weights_id(const model::ModelWeights& w) {
-  uint64_t h = model::fnv1a64("weights");
-  for (const auto& [name, view] : model::named_tensors(w)) {
-    h = model::fnv1a64(name, h);
-    const int64_t bytes = view.numel() * spec::dtype_bytes(view.dtype);
-    h = model::fnv1a64({static_cast<const char*>(view.data),
-                        static_cast<size_t>(std::min<int64_t>(bytes, 1 << 14))},
-                       h);
-  }
-  return model::hex64(h).substr(0, 8);
-}
-
 std::string text_id(const TokenSet& set) {
   uint64_t h = model::fnv1a64("tokens");
   for (const auto& d : set.docs)
@@ -128,12 +115,18 @@ class Run {
         L_(trained_context(model_.config())),
         o_(with_defaults(options, L_)),
         bins_(position_bins(L_, o_.length)) {
+    if (o_.finetune > 0 && model_.path.empty())
+      throw Error(ExitCode::usage, "fine-tuning starts from a checkpoint", "--finetune",
+                  "--model with a folder", model_.name);
+    if (o_.finetune > 0)
+      for (const auto& v : o_.finetune_variants)
+        check_finetune_variant(context_variant(v, L_, o_.finetune_factor));
     TokenSetOptions t;
     t.max_docs = o_.docs;
     t.min_tokens = t.max_tokens = o_.length + 1;
     set_ = load_tokens(o_, model_, t);
     token_set_ = fmt::format("{}:{}x{}:{}", set_.name, set_.docs.size(), o_.length, text_id(set_));
-    weights_id_ = weights_id(*model_.weights);
+    weights_id_ = scen::weights_id(*model_.weights);
     const std::string path = o_.out + "/yarn_perplexity.csv";
     std::error_code ec;
     if (o_.resume && std::filesystem::exists(path, ec))
@@ -247,7 +240,7 @@ class Run {
         set_loss(r, c.docs.back().nll[b], static_cast<double>(c.docs.back().tokens[b]));
         c.bad = c.bad || r.text("status") != "ok";
         if (b + 1 == bins_.size()) r.set("seconds", s);
-        csv_->write(r.set(rep::identity("cpu")));
+        if (!csv_->has(r)) csv_->write(r.set(rep::identity("cpu")));  // a cut-off run left some
       }
       progress.advance(each);
     }
@@ -345,7 +338,7 @@ class Run {
     const auto docs = std::min<size_t>(set_.docs.size(), static_cast<size_t>(o_.window_docs));
     const int64_t N = o_.window_length;
     for (const int64_t seen : o_.windows) {
-      if (seen > N) continue;
+      if (seen > N + 1) continue;  // bos and all of the text are one window
       const int64_t W = seen - 1, S = o_.stride > 0 ? o_.stride : std::max<int64_t>(1, seen / 2);
       for (const auto& name : o_.window_variants) {
         Cell c;
@@ -387,9 +380,6 @@ class Run {
   }
 
   void tuned() {
-    if (model_.path.empty())
-      throw Error(ExitCode::usage, "fine-tuning starts from a checkpoint", "--finetune",
-                  "--model with a folder", model_.name);
     const size_t first = cells_.size();
     for (const auto& name : o_.finetune_variants) {
       const auto v = context_variant(name, L_, o_.finetune_factor);

@@ -94,6 +94,8 @@ class VariantRunner {
   std::unique_ptr<model::Backend> backend_;
 };
 
+// Throws Error(usage) for rotations that training does not have.
+void check_finetune_variant(const ContextVariant& v);
 // Two-phase fine-tune of `model_dir` with the variant's rotations; returns the folder of the
 // result. Finished phases found under `out` are taken over when resuming.
 std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,

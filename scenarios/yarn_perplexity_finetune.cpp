@@ -15,11 +15,15 @@ namespace v3b::scen {
 
 namespace fs = std::filesystem;
 
-std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
-                             const ContextVariant& v, const std::string& out) {
+void check_finetune_variant(const ContextVariant& v) {
   if (v.dynamic || v.flags.yarn_ramp != spec::YarnRamp::index)
     throw Error(ExitCode::usage, "training has no such rotations", "--finetune-variants",
                 "a variant with one table and the index ramp", v.name);
+}
+
+std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
+                             const ContextVariant& v, const std::string& out) {
+  check_finetune_variant(v);
   std::string from = model_dir;
   for (size_t phase = 0; phase < o.finetune_contexts.size(); ++phase) {
     const int64_t context = o.finetune_contexts[phase];

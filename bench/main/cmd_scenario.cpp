@@ -9,6 +9,7 @@
 #include "reports/table.h"
 #include "scenarios/expert_load.h"
 #include "scenarios/kv_cache.h"
+#include "scenarios/mtp_decoding.h"
 #include "scenarios/yarn_perplexity.h"
 
 namespace v3b::cli {
@@ -148,7 +149,24 @@ void add_yarn(CLI::App& app, Chosen& chosen) {
       });
 }
 
-// The next scenario (mtp-decoding) is one add_ function above and one line here.
+void add_mtp(CLI::App& app, Chosen& chosen) {
+  add_one<scen::MtpOptions>(
+      app, chosen, "mtp-decoding", "what the MTP module's drafts are worth in decoding",
+      scen::run_mtp_decoding, [](CLI::App& sub, scen::MtpOptions& o) {
+        add_int_list(sub, "--drafts", o.drafts, "tokens drafted a step");
+        sub.add_option("--temperatures", o.temperatures, "of sampled decoding, beside greedy")
+            ->delimiter(',');
+        sub.add_option("--top-p", o.top_p, "of sampled decoding");
+        sub.add_option("--prompts", o.prompts, "prompts a domain");
+        sub.add_option("--prompt-tokens", o.prompt_tokens, "tokens of a prompt");
+        sub.add_option("--max-new", o.max_new, "tokens emitted for a prompt");
+        sub.add_option("--forced", o.forced, "acceptances of the draft oracle")->delimiter(',');
+        sub.add_option("--forced-prompts", o.forced_prompts, "prompts of the oracle");
+        sub.add_option("--text-tokens", o.text_tokens, "held-out tokens a domain for the drafts");
+      });
+}
+
+// The next scenario is one add_ function above and one line here.
 struct ScenarioEntry {
   const char* name;
   void (*add)(CLI::App& scenario, Chosen& chosen);
@@ -163,6 +181,8 @@ const std::vector<ScenarioEntry>& scenario_entries() {
        [](const Common& c) { return run_default(c, scen::run_expert_load); }},
       {"yarn-perplexity", add_yarn,
        [](const Common& c) { return run_default(c, scen::run_yarn_perplexity); }},
+      {"mtp-decoding", add_mtp,
+       [](const Common& c) { return run_default(c, scen::run_mtp_decoding); }},
   };
   return entries;
 }
