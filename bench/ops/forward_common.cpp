@@ -281,11 +281,12 @@ Cost forward_cost(const spec::ForwardShape& s, ForwardWhat what) {
 
 Tolerance forward_tolerance(const spec::ForwardShape& s, const std::string& output) {
   if (output == "routes") return {};
-  // SPEC 0.6, whole model: F32 1e-4, BF16 3e-2, FP8 cache 5e-2 more; single elements within 6 sigma
-  // of it.
-  const double fro = (s.dtype == spec::DType::bf16 ? 3e-2 : 1e-4) +
-                     (s.kv_format == spec::KvFormat::bf16 ? 0 : 5e-2);
-  return {.rel_fro = fro, .abs_rms = 6 * fro};
+  // Below SPEC 0.6's whole-model bounds (F32 1e-4, BF16 3e-2): the class vectors keep most of the
+  // residual stream exact, so that 6e-7 and 4e-3 are what roundings come to here, and a wrong
+  // attention has to show.
+  const double fro = s.dtype == spec::DType::bf16 ? 1e-2 : 3e-6, fp8 = 3e-2;
+  const double bound = fro + (s.kv_format == spec::KvFormat::bf16 ? 0 : fp8);
+  return {.rel_fro = bound, .abs_rms = 6 * bound};
 }
 
 Runner forward_runner(ForwardData& d, const std::string& backend) {
