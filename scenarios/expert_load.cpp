@@ -29,13 +29,15 @@ ExpertLoadOptions with_defaults(ExpertLoadOptions o) {
       throw Error(ExitCode::usage, "option must be positive", "expert-load", "more than 0",
                   fmt::format("{}", v));
   };
-  fill(o.tokens, o.full ? int64_t{131072} : int64_t{16384});
+  fill(o.tokens, o.full ? int64_t{131072} : int64_t{8192});
   fill(o.batch_windows, int64_t{4});
-  fill(o.train_steps, o.full ? int64_t{400} : int64_t{40});
+  fill(o.train_steps, o.full ? int64_t{400} : int64_t{80});
   fill(o.train_batch, o.full ? int64_t{8} : int64_t{4});
   fill(o.train_context, int64_t{256});
   fill(o.bias_speed, o.full ? 1e-3 : 5e-3);
-  fill(o.route_tokens, int64_t{256});
+  if (o.route_tokens < 0)
+    throw Error(ExitCode::usage, "option must be positive", "--route-tokens", "more than 0",
+                fmt::format("{}", o.route_tokens));
   fill(o.route_seconds, o.full ? 0.5 : 0.15);
   if (o.window < 0)
     throw Error(ExitCode::usage, "option must be positive", "--window", "more than 0",
@@ -121,8 +123,8 @@ double LoadCounter::groups_per_token() const {
 double maxvio_noise_floor(int64_t E, int64_t K, int64_t T, uint64_t seed) {
   if (E < 1 || K < 1 || K > E || T < 1)
     throw Error(ExitCode::usage, "noise floor needs 1 <= K <= E and T >= 1", "maxvio_noise_floor");
-  constexpr int64_t kWork = 4'000'000;  // routes in all: a tenth of a second
-  const int64_t draws = std::clamp<int64_t>(kWork / (T * K), 4, 200);
+  constexpr int64_t kWork = 2'000'000;  // routes in all: some 20 ms
+  const int64_t draws = std::clamp<int64_t>(kWork / (T * K), 16, 200);
   std::vector<int32_t> order(static_cast<size_t>(E));
   std::vector<int64_t> load(static_cast<size_t>(E));
   double sum = 0;

@@ -16,7 +16,7 @@ namespace v3b::scen {
 struct ExpertLoadOptions : CommonOptions {
   std::vector<std::string> parts;  // model, training, synthetic
   // (a)
-  int64_t tokens = 0;         // held-out tokens a setting: 16384 quick, 131072 full
+  int64_t tokens = 0;         // held-out tokens a setting: 8192 quick, 131072 full
   int64_t window = 0;         // tokens a sequence: min(512, max_position_embeddings)
   int64_t batch_windows = 0;  // sequences of a batch, whose load is MaxVio_batch's: 4
   // (b)
@@ -25,8 +25,9 @@ struct ExpertLoadOptions : CommonOptions {
   int64_t train_steps = 0, train_batch = 0, train_context = 0;
   double bias_speed = 0;  // u of SPEC 1.18: 5e-3 quick, 1e-3 full
   // (c)
-  std::vector<std::string> routes;  // as the moe_experts op names them; expert_load_routes.cpp
-  int64_t route_tokens = 0;
+  std::vector<std::string>
+      routes;                // uniform, zipf-S, hot-N (N experts take all), ratio-R (max/mean)
+  int64_t route_tokens = 0;  // T; 0: 16 and 256 quick, 8, 64 and 512 full
   double route_seconds = 0;  // samples of one measured case: 0.15 quick, 0.5 full
 };
 

@@ -165,6 +165,42 @@ TEST(KvCache, TableFromTheFileAlone) {
   EXPECT_NE(table.find("80.0 GB"), std::string::npos);
 }
 
+TEST(KvCache, MeasuredSteps) {
+  auto o = small(fresh_dir("steps"));
+  o.presets = {"tiny"};
+  o.contexts = {64};
+  o.forms = {"mha", "gqa-4", "mqa", "mla-expanded", "mla", "gqa-3"};
+  o.dtypes = {"bf16", "fp8"};
+  o.measure_step = true;
+  o.step_presets = {"tiny"};
+  o.step_contexts = {70};
+  o.step_seconds = 0.01;
+  ASSERT_EQ(scen::run_kv_cache(o), 0);
+  const auto t = rep::read_csv(o.out + "/kv_cache.csv");
+  for (const char* form : {"mha", "gqa-4", "mqa", "mla-expanded", "mla"}) {
+    const size_t i = find_row(t, "step", "tiny", form, "bf16");
+    EXPECT_TRUE(t.cell(i, "step_status") == "passed" || t.cell(i, "step_status") == "suspect")
+        << t.cell(i, "step_reason");
+    EXPECT_GT(*t.number(i, "step_median_us"), 0) << form;
+    EXPECT_NE(t.cell(i, "step_repro").find("s=70"), std::string::npos) << form;
+    EXPECT_EQ(integer(t, i, "bytes"), integer(t, i, "bytes_per_token") * 70) << form;
+  }
+  EXPECT_GT(*t.number(find_row(t, "step", "tiny", "mla", "fp8"), "step_median_us"), 0);
+  for (const auto& [form, dtype] : {std::pair{"mha", "fp8"}, std::pair{"gqa-3", "bf16"}}) {
+    const size_t i = find_row(t, "step", "tiny", form, dtype);
+    EXPECT_EQ(t.cell(i, "step_status"), "unsupported");
+    EXPECT_NE(t.cell(i, "step_reason"), "");
+    EXPECT_EQ(t.cell(i, "step_median_us"), "");
+  }
+  // A step beyond the limit is a row with a reason, not a measurement.
+  o.step_gb = 1e-6;
+  o.forms = {"mha"};
+  o.dtypes = {"bf16"};
+  ASSERT_EQ(scen::run_kv_cache(o), 0);
+  const auto u = rep::read_csv(o.out + "/kv_cache.csv");
+  EXPECT_EQ(u.cell(find_row(u, "step", "tiny", "mha", "bf16"), "step_status"), "unsupported");
+}
+
 TEST(KvCache, BadInput) {
   const auto code = [](auto change) {
     auto o = small(fresh_dir("bad"));
