@@ -171,14 +171,15 @@ TEST_F(Cli, FullDiskIs74AndFinishedRowsStay) {
 }
 
 TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {
-  const std::string args = "check --op rmsnorm --case T=1:300:1,d=512 --impl cpu_simd --out res";
+  const std::string args =
+      "check --op rmsnorm --case T=1:200:1,d=64 --impl cpu_simd --threads 1 --out res";
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
     if (chdir(dir_.c_str()) != 0) _exit(99);
     if (std::freopen((dir_ + "/err").c_str(), "w", stderr) == nullptr) _exit(99);
-    execl(kBinary.c_str(), "v3bench", "check", "--op", "rmsnorm", "--case", "T=1:300:1,d=512",
-          "--impl", "cpu_simd", "--out", "res", static_cast<char*>(nullptr));
+    execl(kBinary.c_str(), "v3bench", "check", "--op", "rmsnorm", "--case", "T=1:200:1,d=64",
+          "--impl", "cpu_simd", "--threads", "1", "--out", "res", static_cast<char*>(nullptr));
     _exit(98);
   }
   const std::string csv = dir_ + "/res/bench.csv";
@@ -195,14 +196,14 @@ TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {
   EXPECT_NE(slurp(dir_ + "/err").find("--resume"), std::string::npos);
   const size_t before = rep::read_csv(csv).rows.size();
   EXPECT_GT(before, 2u);
-  EXPECT_LT(before, 300u);
+  EXPECT_LT(before, 200u);
   const Result r = run(args + " --resume");
   EXPECT_EQ(r.code, 0) << r.err;
   const auto t = rep::read_csv(csv);
-  EXPECT_EQ(t.rows.size(), 300u);
+  EXPECT_EQ(t.rows.size(), 200u);
   std::set<std::string> cases;
   for (size_t i = 0; i < t.rows.size(); ++i) cases.insert(t.cell(i, "case"));
-  EXPECT_EQ(cases.size(), 300u);
+  EXPECT_EQ(cases.size(), 200u);
   EXPECT_NE(r.out.find("already done"), std::string::npos);
 }
 

@@ -119,7 +119,7 @@ TEST(Judge, EqualPassesEvenWithZeroTolerance) {
   EXPECT_EQ(j.verdict({}).err_over_bound, 0);
 }
 TEST(Judge, NanAndInfinityFail) {
-  for (double bad : {kNan, INFINITY, -INFINITY}) {
+  for (double bad : {kNan, double(INFINITY), double(-INFINITY)}) {
     Judged j;
     j.y.set(2, bad);
     const Verdict v = j.verdict({.rel_fro = 1e30, .rel = 1e30});

@@ -41,9 +41,9 @@ std::vector<Include> includes_under(const std::string& folder) {
 
 // "reference/spec/x.h" -> its longest known folder.
 std::string layer_of(const std::string& header) {
-  for (const char* layer :
-       {"reference/spec", "kernels/core", "kernels/forward", "bench/harness", "bench/ops",
-        "bench/main", "model", "reference", "kernels", "scenarios", "reports", "bench", "tests"})
+  for (const char* layer : {"reference/spec", "kernels/core", "kernels/forward", "kernels/train",
+                            "bench/harness", "bench/ops", "bench/main", "model", "reference",
+                            "kernels", "scenarios", "reports", "bench", "tests"})
     if (header.rfind(std::string(layer) + "/", 0) == 0) return layer;
   return "";
 }
@@ -84,8 +84,10 @@ TEST(Layers, ReferenceKnowsSpecModelAndEigen) {
                {"dnnl", "hwy/", "benchmark/", "CLI/", "nlohmann"}, "reference/spec");
 }
 TEST(Layers, KernelsNeverKnowReferenceOrEigen) {
-  expect_layer("kernels", {"kernels", "kernels/core", "kernels/forward", "reference/spec", "model"},
-               {"Eigen", "benchmark/", "CLI/", "nlohmann"});
+  expect_layer(
+      "kernels",
+      {"kernels", "kernels/core", "kernels/forward", "kernels/train", "reference/spec", "model"},
+      {"Eigen", "benchmark/", "CLI/", "nlohmann"});
 }
 TEST(Layers, ReportsKnowRowsNotOps) {
   expect_layer("reports", {"reports", "model"}, {"Eigen", "dnnl", "hwy/", "benchmark/", "CLI/"});
@@ -98,8 +100,15 @@ TEST(Layers, HarnessKnowsNoReference) {
 TEST(Layers, OpsAreWhereReferenceAndKernelsMeet) {
   expect_layer("bench/ops",
                {"bench/ops", "bench/harness", "reference", "reference/spec", "kernels",
-                "kernels/core", "model"},
+                "kernels/core", "kernels/forward", "kernels/train", "model"},
                {"CLI/", "benchmark/"});
+}
+// Scenarios pick a backend by name; of the kernels they know the forward, and training its step.
+TEST(Layers, ScenariosKnowNoOtherKernels) {
+  expect_layer("scenarios",
+               {"scenarios", "bench/harness", "bench/ops", "reference", "reference/spec", "model",
+                "reports", "kernels/core", "kernels/forward", "kernels/train"},
+               {"Eigen", "dnnl", "hwy/", "benchmark/", "CLI/"});
 }
 TEST(Layers, ModelHeadersThatReportsUseAreErrorAndHash) {
   for (const auto& i : includes_under("reports"))

@@ -22,7 +22,9 @@ using Clock = std::chrono::steady_clock;
 constexpr double kColdFactor = 3;     // rotated bytes in units of the last-level cache
 constexpr double kMemoryShare = 0.3;  // of the free memory for rotated copies
 constexpr int64_t kMaxCopyBytes = int64_t{3} << 29;  // 1.5 GiB
-constexpr int kMaxCopies = 24;             // beyond it, caches are scrubbed between runs instead
+// More copies than these, and caches are read over between runs instead: copies that cost no matter
+// what, seconds that more of them may take, and most of all.
+constexpr double kFreeCopies = 8, kCopySeconds = 0.3, kMaxCopies = 4096;
 constexpr int64_t kMaxIterations = 20000;  // samples of one round
 
 double seconds_since(Clock::time_point t0) {
@@ -43,29 +45,36 @@ int64_t tensor_bytes(const DataHandle& d) {
   return n;
 }
 
+// Copies until their touched bytes exceed the caches several times, as far as memory and time
+// permit.
 Rotation make_rotation(const OpBase& op, const CaseInfo& info, const std::vector<std::string>& hows,
                        uint64_t seed) {
   Rotation r;
-  r.copies.push_back(op.make(info.text, Fill::real, seed));
-  if (info.cache == CacheState::cold) {
-    const int64_t held = std::max<int64_t>(1, tensor_bytes(r.copies[0]));
-    const double touched = std::clamp(op.cost(info.text).bytes, 1.0, static_cast<double>(held));
-    const double target = kColdFactor * static_cast<double>(last_level_cache_bytes());
-    // Each implementation may keep a packed form as large as the data beside it.
-    const double room =
-        std::min<double>(static_cast<double>(kMaxCopyBytes),
-                         kMemoryShare * static_cast<double>(available_memory_bytes()) /
-                             (1.0 + 0.5 * static_cast<double>(hows.size())));
-    const double wanted = std::ceil(target / touched),
-                 fit = std::floor(room / static_cast<double>(held));
-    r.scrub = wanted > std::min<double>(fit, kMaxCopies);
-    const int copies = r.scrub ? 1 : std::max(1, static_cast<int>(wanted));
-    for (int i = 1; i < copies; ++i) r.copies.push_back(op.make(info.text, Fill::real, seed));
-  }
-  for (const auto& how : hows) {
-    r.runners.emplace_back();
-    for (auto& copy : r.copies) r.runners.back().push_back(op.prepare(how, copy));
-  }
+  r.runners.resize(hows.size());
+  const auto add_copy = [&] {
+    r.copies.push_back(op.make(info.text, Fill::real, seed));
+    for (size_t i = 0; i < hows.size(); ++i)
+      r.runners[i].push_back(op.prepare(hows[i], r.copies.back()));
+  };
+  r.copies.reserve(static_cast<size_t>(
+      kMaxCopies));  // runners may keep addresses of what a handle owns, not of the handle
+  const auto t0 = Clock::now();
+  add_copy();
+  if (info.cache != CacheState::cold) return r;
+  const double each_seconds = seconds_since(t0);
+  const double held = static_cast<double>(std::max<int64_t>(1, tensor_bytes(r.copies[0])));
+  const double touched = std::clamp(op.cost(info.text).bytes, 1.0, held);
+  const double wanted =
+      std::ceil(kColdFactor * static_cast<double>(last_level_cache_bytes()) / touched);
+  // Each implementation may keep a packed form as large as the data beside it.
+  const double memory = kMemoryShare * static_cast<double>(available_memory_bytes()) /
+                        (1.0 + 0.5 * static_cast<double>(hows.size()));
+  const double by_memory = std::floor(std::min<double>(kMaxCopyBytes, memory) / held);
+  const double by_time =
+      std::max<double>(kFreeCopies, std::floor(kCopySeconds / std::max(each_seconds, 1e-7)));
+  r.scrub = wanted > std::min<double>({by_memory, by_time, kMaxCopies});
+  if (r.scrub) return r;
+  for (int i = 1; i < static_cast<int>(wanted); ++i) add_copy();
   return r;
 }
 
@@ -265,7 +274,9 @@ std::vector<TimeResult> Timer::time_group(const OpBase& op, const CaseInfo& info
                                            });
     b->UseManualTime()->Unit(benchmark::kMicrosecond);
     results[i].stop_reason = "min_time";
-    if (user_min_time_) continue;
+    // Where caches are read over between runs, a minimum of kernel time would take minutes of wall
+    // time.
+    if (user_min_time_ && !rotation.scrub) continue;
     const double each = estimate_seconds(rotation, *job),
                  per_round = options_.job_seconds / options_.rounds;
     const double planned = std::floor(per_round / std::max(each, 1e-9));

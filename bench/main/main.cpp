@@ -45,6 +45,24 @@ int usage_error(const std::string& text) {
   return static_cast<int>(ExitCode::usage);
 }
 
+// CLI11 would only say that a subcommand is missing.
+std::string unknown_command(const CLI::App& app, const std::vector<std::string>& words) {
+  const CLI::App* level = &app;
+  for (const auto& w : words) {
+    if (w.empty() || w[0] == '-') return "";
+    std::string names;
+    const CLI::App* next = nullptr;
+    for (const CLI::App* sub : level->get_subcommands([](const CLI::App*) { return true; })) {
+      names += (names.empty() ? "" : " ") + sub->get_name();
+      if (sub->get_name() == w) next = sub;
+    }
+    if (names.empty()) return "";
+    if (next == nullptr) return "unknown command '" + w + "'; expected one of: " + names;
+    level = next;
+  }
+  return "";
+}
+
 int run_command(int argc, char** argv) {
   Chosen chosen;
   std::vector<std::string> args;  // CLI11 takes them last first
@@ -62,6 +80,8 @@ int run_command(int argc, char** argv) {
   add_scenario_commands(app, chosen);
   add_model_commands(app, chosen);
   add_report_commands(app, chosen);
+  const std::string unknown = unknown_command(app, {args.rbegin(), args.rend()});
+  if (!unknown.empty()) return usage_error(unknown);
   try {
     app.parse(args);
   } catch (const CLI::Success& e) {  // --help, --version
