@@ -8,5 +8,7 @@ if [ "$what" = tests ]; then target=all; else target=v3bench; fi
 mem_jobs=$(awk '/MemAvailable/ {print int($2 / 2097152)}' /proc/meminfo)
 jobs=$(nproc); if [ "$mem_jobs" -lt "$jobs" ]; then jobs=$((mem_jobs > 0 ? mem_jobs : 1)); fi
 mkdir -p build
+# Objects of one clone serve the next one on the same machine.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 cmake --preset "$preset" > "build/$preset.configure.log" 2>&1 || { cat "build/$preset.configure.log"; exit 1; }
 cmake --build --preset "$preset" --target "$target" -j "$jobs"
