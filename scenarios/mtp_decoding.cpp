@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <map>
 #include <set>
-#include <sstream>
 
 #include "model/error.h"
 #include "model/hash.h"
@@ -20,26 +19,6 @@
 
 namespace v3b::scen {
 namespace {
-
-const std::vector<std::string> kColumns = {
-    "kind", "model", "weights", "backend", "prompt_set", "prompt_tokens", "max_new", "decoding",
-    "temperature", "top_p", "drafts", "forced_acceptance", "domain", "document", "prompt",
-    "prompts", "position",
-    // acceptance
-    "drafted", "accepted", "acceptance", "acceptance_low", "acceptance_high", "expected_acceptance",
-    // tokens and time
-    "steps", "emitted", "tokens_per_step", "distinct_share", "plain_emitted", "plain_s",
-    "speculative_s", "plain_q1_tokens_s", "plain_median_tokens_s", "plain_q3_tokens_s",
-    "speculative_q1_tokens_s", "speculative_median_tokens_s", "speculative_q3_tokens_s", "base_us",
-    "verify_us", "draft_us", "prefill_us", "mtp_prefill_us", "verify_over_base", "draft_over_base",
-    "predicted_speedup", "measured_speedup", "break_even_acceptance",
-    // identity
-    "identical_prompts", "near_ties", "mismatches", "first_difference", "difference_margin",
-    "params", "status", "reason"};
-const std::vector<std::string> kKeys = {
-    "kind",     "weights",     "backend", "prompt_set", "prompt_tokens",     "max_new",
-    "decoding", "temperature", "top_p",   "drafts",     "forced_acceptance", "domain",
-    "document", "prompt",      "position"};
 
 template <class T>
 void set_default(T& v, const T& quick, const T& full, bool is_full) {
@@ -55,7 +34,7 @@ MtpOptions with_defaults(MtpOptions o) {
   set_default<std::vector<double>>(o.forced, {0, 0.5, 0.85, 0.9, 1},
                                    {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1},
                                    o.full);
-  set_default<int64_t>(o.forced_prompts, 6, 16, o.full);
+  set_default<int64_t>(o.forced_prompts, 8, 16, o.full);
   set_default<int64_t>(o.text_tokens, 2048, 32768, o.full);
   const auto positive = [](int64_t v, const char* flag) {
     if (v < 1) throw Error(ExitCode::usage, "bad value", flag, "1 or more", std::to_string(v));
@@ -84,18 +63,6 @@ struct Prompt {
   int64_t index = 0;
   std::vector<int32_t> ids;
 };
-
-std::string join(const std::vector<int64_t>& v) {
-  std::string s;
-  for (const int64_t x : v) s += (s.empty() ? "" : " ") + std::to_string(x);
-  return s;
-}
-std::vector<int64_t> split(const std::string& s) {
-  std::istringstream in(s);
-  std::vector<int64_t> v;
-  for (int64_t x; in >> x;) v.push_back(x);
-  return v;
-}
 
 // How tokens are chosen.
 struct Mode {
@@ -126,7 +93,7 @@ class Run {
       for (size_t i = 0; i < earlier_->rows.size(); ++i)
         earlier_row_[row_key(earlier_->record(i))] = i;
     }
-    csv_ = open_csv(o_, "mtp_decoding.csv", kColumns, kKeys);
+    csv_ = open_csv(o_, "mtp_decoding.csv", kMtpColumns, kMtpKeys);
     model::BackendOptions b;
     b.threads = o_.threads;
     backend_ = make_backend(o_.backend, model_.weights, b);
@@ -222,49 +189,8 @@ class Run {
   }
   static std::string row_key(const rep::Record& r) {
     std::string k;
-    for (const auto& c : kKeys) k += r.text(c) + '\x1f';
+    for (const auto& c : kMtpKeys) k += r.text(c) + '\x1f';
     return k;
-  }
-
-  static void set_prompt(rep::Record& r, const MtpPrompt& p) {
-    r.set("drafted", join(p.drafted)).set("accepted", join(p.accepted));
-    r.set("steps", p.steps).set("emitted", p.emitted).set("plain_emitted", p.plain_emitted);
-    if (p.steps > 0)
-      r.set("tokens_per_step", static_cast<double>(p.emitted) / static_cast<double>(p.steps));
-    r.set("distinct_share", static_cast<double>(p.distinct) / static_cast<double>(p.emitted + 1));
-    r.set("plain_s", p.plain_s).set("speculative_s", p.s).set("base_us", p.base_us);
-    r.set("verify_us", p.verify_us).set("draft_us", p.draft_us);
-    r.set("prefill_us", p.prefill_us).set("mtp_prefill_us", p.mtp_prefill_us);
-  }
-  // Greedy only.
-  static void set_identity(rep::Record& r, const MtpPrompt& p) {
-    r.set("identical_prompts", int64_t{p.first_diff < 0}).set("near_ties", int64_t{p.near_tie()});
-    r.set("mismatches", int64_t{p.mismatch()});
-    if (p.first_diff >= 0)
-      r.set("first_difference", p.first_diff).set("difference_margin", p.diff_margin);
-    if (p.mismatch())
-      r.set("status", "failed").set("reason", "other tokens than plain decoding, and no near-tie");
-  }
-  MtpPrompt from_row(size_t i) const {
-    const auto& t = *earlier_;
-    const auto number = [&](const char* c) { return t.number(i, c).value_or(0); };
-    const auto integer = [&](const char* c) { return static_cast<int64_t>(number(c)); };
-    MtpPrompt p;
-    p.domain = t.cell(i, "domain"), p.document = t.cell(i, "document");
-    p.prompt = integer("prompt");
-    p.drafted = split(t.cell(i, "drafted")), p.accepted = split(t.cell(i, "accepted"));
-    p.steps = integer("steps"), p.emitted = integer("emitted");
-    p.plain_emitted = integer("plain_emitted");
-    p.distinct = std::llround(number("distinct_share") * static_cast<double>(p.emitted + 1));
-    p.plain_s = number("plain_s"), p.s = number("speculative_s");
-    p.base_us = number("base_us"), p.verify_us = number("verify_us");
-    p.draft_us = number("draft_us");
-    p.prefill_us = number("prefill_us"), p.mtp_prefill_us = number("mtp_prefill_us");
-    if (!t.cell(i, "first_difference").empty()) {
-      p.first_diff = integer("first_difference");
-      p.diff_margin = number("difference_margin");
-    }
-    return p;
   }
 
   MtpPrompt paired(const Prompt& p, const DecodeResult& plain, const DecodeResult& spec,
@@ -315,7 +241,7 @@ class Run {
       results_[{m.greedy ? 0 : m.temperature, d}].push_back(std::move(r));
     };
     if (known.size() == n) {
-      for (size_t i = 0; i < n; ++i) keep(o_.drafts[i], from_row(known[i]));
+      for (size_t i = 0; i < n; ++i) keep(o_.drafts[i], mtp_prompt_from_row(*earlier_, known[i]));
       return;
     }
     DecodeResult plain;
@@ -328,8 +254,8 @@ class Run {
     for (size_t i = 0; i < n; ++i) {
       MtpPrompt r = paired(p, plain, spec[i], m.greedy);
       auto out = prompt_row(m, o_.drafts[i], p).set("status", "ok");
-      set_prompt(out, r);
-      if (m.greedy) set_identity(out, r);
+      set_mtp_prompt(out, r);
+      if (m.greedy) set_mtp_identity(out, r);
       if (!csv_->has(out)) csv_->write(out.set(rep::identity("cpu")));
       keep(o_.drafts[i], std::move(r));
     }
@@ -347,7 +273,8 @@ class Run {
     }
     const auto n = o_.forced.size();
     if (known.size() == n) {
-      for (size_t i = 0; i < n; ++i) forced_[o_.forced[i]].push_back(from_row(known[i]));
+      for (size_t i = 0; i < n; ++i)
+        forced_[o_.forced[i]].push_back(mtp_prompt_from_row(*earlier_, known[i]));
       return;
     }
     const DecodeResult oracle = decode(*backend_, p.ids, options({}, 0, p));
@@ -368,8 +295,8 @@ class Run {
       MtpPrompt r = paired(p, plain, spec[i], true);
       mismatches_ += r.mismatch();
       auto out = forced_row(o_.forced[i]).set("status", "ok");
-      set_prompt(out, r);
-      set_identity(out, r);
+      set_mtp_prompt(out, r);
+      set_mtp_identity(out, r);
       if (!csv_->has(out)) csv_->write(out.set(rep::identity("cpu")));
       forced_[o_.forced[i]].push_back(std::move(r));
     }
@@ -434,7 +361,14 @@ class Run {
       const Mode m{key.first == 0, key.first};
       for (const auto& domain : domains_and_all()) pool(m, key.second, domain, all, -1);
     }
-    for (const auto& [forced, all] : forced_) pool({}, 1, "all", all, forced);
+    // After a near-tie flip the oracle's text is no longer what is emitted, so that its drafts
+    // cannot be right: such prompts stay rows of their own.
+    for (const auto& [forced, all] : forced_) {
+      std::vector<MtpPrompt> followed;
+      for (const auto& p : all)
+        if (p.first_diff < 0) followed.push_back(p);
+      pool({}, 1, "all", followed, forced);
+    }
   }
   std::vector<std::string> domains_and_all() const {
     auto d = domains_;

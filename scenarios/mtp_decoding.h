@@ -67,6 +67,12 @@ struct MtpSummary {
       0;  // equal acceptance at every position where tau = r_v + r_d; above 1: never
   double distinct_share = 0;
 };
+// Columns, key columns, and what a row of one prompt holds.
+extern const std::vector<std::string> kMtpColumns, kMtpKeys;
+void set_mtp_prompt(rep::Record& r, const MtpPrompt& p);
+void set_mtp_identity(rep::Record& r, const MtpPrompt& p);  // greedy
+MtpPrompt mtp_prompt_from_row(const rep::CsvTable& t, size_t i);
+
 MtpSummary summarize_mtp(const std::vector<const MtpPrompt*>& prompts);
 double quantile(std::vector<double> v, double q);  // linear between order statistics; NaN if empty
 // alpha with tokens_per_step(alpha, drafts) = cost; above 1 when even full acceptance is too little

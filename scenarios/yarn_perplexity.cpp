@@ -50,7 +50,7 @@ YarnOptions with_defaults(YarnOptions o, int64_t L) {
                      context_variant_names(), o.full);
   set_default<std::vector<double>>(o.factors, {8}, {2, 4, 8, 16, 32}, o.full);
   set_default<int64_t>(o.length, 8 * L, 32 * L, o.full);
-  set_default<int64_t>(o.docs, 4, 8, o.full);
+  set_default<int64_t>(o.docs, 6, 8, o.full);
   set_default<std::vector<int64_t>>(o.windows, {L, 4 * L}, {L, 4 * L, 16 * L}, o.full);
   set_default<Names>(o.window_variants, {"none", "yarn"}, {"none", "pi", "ntk", "yarn"}, o.full);
   set_default<int64_t>(o.window_docs, 2, 4, o.full);

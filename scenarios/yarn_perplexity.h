@@ -24,7 +24,7 @@ struct YarnOptions : CommonOptions {
   int64_t stride = 0;
   std::vector<std::string> window_variants;
   int64_t window_docs = 0, window_length = 0;
-  int64_t chunk = 512;  // new tokens a forward pass
+  int64_t chunk = 1024;  // new tokens a forward pass
   // Fine-tuning, off at 0: steps of each phase, contexts of the phases, tokens a step.
   int64_t finetune = 0;
   std::vector<int64_t> finetune_contexts;  // default 4 L and 8 L, as V3's 8 L and 32 L
