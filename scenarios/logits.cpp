@@ -63,10 +63,14 @@ void write_npy(const std::string& path, int64_t rows, int64_t cols, const float*
   constexpr size_t kPrefix = 10;  // magic, version, header length
   while ((kPrefix + dict.size() + 1) % 64 != 0) dict += ' ';
   dict += '\n';
-  const std::string partial = path + ".partial";
+  // A device or pipe (/dev/stdout) is written in place: nothing may take its name.
+  std::error_code ec;
+  const auto status = std::filesystem::status(path, ec);
+  const bool direct = std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
+  const std::string partial = direct ? path : path + ".partial";
   const auto fail = [&] {
     const std::string why = std::strerror(errno);
-    std::remove(partial.c_str());
+    if (!direct) std::remove(partial.c_str());
     throw Error(ExitCode::cannot_write, "cannot write the file", path, "", why);
   };
   std::FILE* f = std::fopen(partial.c_str(), "wb");
@@ -90,7 +94,7 @@ void write_npy(const std::string& path, int64_t rows, int64_t cols, const float*
     if (!good) errno = error;
     fail();
   }
-  if (std::rename(partial.c_str(), path.c_str()) != 0) fail();
+  if (!direct && std::rename(partial.c_str(), path.c_str()) != 0) fail();
 }
 
 int run_logits(const LogitsOptions& o) {
