@@ -22,6 +22,7 @@ Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> decode(const f
   return out;
 }
 
+constexpr int64_t kStripRows = 64;
 constexpr int64_t kMmaDepth = 32;  // products that one FP8 WGMMA sums along K
 
 // Adds the products to `sum` as the tensor core does: everything on the grid of the largest
@@ -49,13 +50,20 @@ void fp8_gemm(int64_t m, int64_t n, int64_t k, const f8e4m3* qa, const float* sa
   Eigen::Map<Rows> C(c, m, n);
   C.setZero();
   const int64_t kb = spec::fp8_blocks(k);
-  for (int64_t b = 0; b < kb; ++b) {
-    const int64_t k0 = b * kFp8Block, kn = std::min(kFp8Block, k - k0);
-    Rows dot = A.middleCols(k0, kn) * B.middleCols(k0, kn).transpose();
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j)
-        C(i, j) += dot(i, j) *
-                   (static_cast<S>(sa[i * kb + b]) * static_cast<S>(sb[j / kFp8Block * kb + b]));
+  // Strips of rows for the threads; the small products inside stay on one thread each.
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < m; r += kStripRows) {
+    const int64_t rows = std::min(kStripRows, m - r);
+    for (int64_t b = 0; b < kb; ++b) {
+      const int64_t k0 = b * kFp8Block, kn = std::min(kFp8Block, k - k0);
+      const Rows dot = A.block(r, k0, rows, kn) * B.middleCols(k0, kn).transpose();
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+          C(r + i, j) += dot(i, j) * (static_cast<S>(sa[(r + i) * kb + b]) *
+                                      static_cast<S>(sb[j / kFp8Block * kb + b]));
+        }
+      }
+    }
   }
 }
 
