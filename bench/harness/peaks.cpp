@@ -17,7 +17,10 @@ namespace {
 
 constexpr int64_t kDefaultLlc = 32 << 20;
 constexpr int kStreams = 8;  // linear streams a thread: one alone leaves the memory half idle
-constexpr double kRateSeconds = 0.004;  // of one pass of an arithmetic probe
+// A pass is cut into windows and the best one counts: a window is short enough to run undisturbed
+// even where other processes want the same cores.
+constexpr int kWindows = 8;
+constexpr double kRateSeconds = 0.0006;  // of one window of an arithmetic probe
 
 volatile double g_sink = 0;
 
@@ -98,21 +101,25 @@ double rate(RateLoop loop) {
     const auto t0 = std::chrono::steady_clock::now();
     loop(rounds, &sink);
     const double s = seconds_since(t0);
-    if (s > kRateSeconds / 20) {
+    if (s > kRateSeconds / 10) {
       rounds = std::max<int64_t>(
           1, static_cast<int64_t>(static_cast<double>(rounds) * kRateSeconds / s));
       break;
     }
   }
-  double operations = 0;
-  const double per_second = bandwidth(0, 1.0, [&](int64_t, int64_t) {
-    double mine = 0;
-    const double done = loop(rounds, &mine);
+  double best = 0;
+  for (int i = 0; i < kWindows; ++i) {
+    double operations = 0;
+    const double per_second = bandwidth(0, 1.0, [&](int64_t, int64_t) {
+      double mine = 0;
+      const double done = loop(rounds, &mine);
 #pragma omp critical
-    operations += done, sink += mine;
-  });
+      operations += done, sink += mine;
+    });
+    best = std::max(best, operations * per_second);
+  }
   g_sink = g_sink + sink;
-  return operations * per_second;
+  return best;
 }
 
 struct Rate {
@@ -155,22 +162,24 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
     auto& buffer = probe_buffer();
     uint64_t* p = buffer.data();
     const int64_t words = buffer.size();
-    for (int i = 0; i < passes; ++i) {
+    const int64_t window = words / kWindows / 1024 * 1024;
+    for (int i = 0; i < passes * kWindows; ++i) {
+      uint64_t* at = p + i % kWindows * window;
       if (which == "read") {
         uint64_t sum = 0;
         const double v =
-            bandwidth(words, 8.0 * static_cast<double>(words), [&](int64_t lo, int64_t n) {
-              const uint64_t mine = read_streams(p + lo, n);
+            bandwidth(window, 8.0 * static_cast<double>(window), [&](int64_t lo, int64_t n) {
+              const uint64_t mine = read_streams(at + lo, n);
 #pragma omp atomic
               sum += mine;
             });
         g_sink = g_sink + static_cast<double>(sum & 1u);
         keep_best(peaks, "read_gb_s", v * 1e-9);
       } else {
-        const int64_t half = words / 2 / 512 * 512;
+        const int64_t half = window / 2;
         const double v =
             bandwidth(half, 16.0 * static_cast<double>(half),
-                      [&](int64_t lo, int64_t n) { copy_stream(p + lo, p + half + lo, n); });
+                      [&](int64_t lo, int64_t n) { copy_stream(at + lo, at + half + lo, n); });
         keep_best(peaks, "copy_gb_s", v * 1e-9);
       }
     }
