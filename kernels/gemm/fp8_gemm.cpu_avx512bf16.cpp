@@ -2,7 +2,7 @@
 // tables (VPERMI2B, so AVX512_VBMI as well): exact for every code, subnormals and NaN included.
 //
 // Few rows (gemv): the weights stream through once, dot products along K, six activation rows
-// against two weight rows. About 8 operations for 64 weight bytes: the memory is the limit. More
+// against two weight rows, or one against eight (twice as many streams keep the memory busy). More
 // rows (tile): 64 weight rows x 128 of K are widened into a packed panel [k pair][64 columns] of 16
 // KiB that stays in L1; six activation rows x 64 columns are summed in 24 registers over the
 // 128-long segment, then scaled and added to an fp32 tile of C in L2. Packing costs ~9 operations
@@ -31,7 +31,7 @@ struct Bytes {
   uint8_t lo[128], hi[128];  // of the bf16 of codes 0..127
   uint8_t first[64], second[64];
 };
-constexpr Bytes make_bytes(bool pairs) noexcept {
+constexpr Bytes make_bytes() noexcept {
   Bytes b{};
   for (int c = 0; c < 128; ++c) {
     const uint32_t e = static_cast<uint32_t>(c) >> 3, m = static_cast<uint32_t>(c) & 7u;
@@ -48,14 +48,14 @@ constexpr Bytes make_bytes(bool pairs) noexcept {
     b.hi[c] = static_cast<uint8_t>(bits >> 8);
   }
   for (int i = 0; i < 32; ++i) {
-    // rows: codes in order. pairs: of each dword of four codes, the first two, then the last two.
-    const int f = pairs ? i / 2 * 4 + i % 2 : i, s = pairs ? f + 2 : i + 32;
+    // Of each dword of four codes, the first two, then the last two.
+    const int f = i / 2 * 4 + i % 2, s = f + 2;
     b.first[2 * i] = static_cast<uint8_t>(f), b.first[2 * i + 1] = static_cast<uint8_t>(64 + f);
     b.second[2 * i] = static_cast<uint8_t>(s), b.second[2 * i + 1] = static_cast<uint8_t>(64 + s);
   }
   return b;
 }
-alignas(64) constexpr Bytes kInOrder = make_bytes(false), kPairs = make_bytes(true);
+alignas(64) constexpr Bytes kBytes = make_bytes();
 
 struct Tables {
   __m512i lo0, lo1, hi0, hi1;  // low and high byte of the bf16 of codes 0..63 and 64..127
@@ -63,23 +63,40 @@ struct Tables {
   __m512i first, second;  // where the bytes of the two result registers come from
 };
 
-inline Tables load_tables(const Bytes& b) noexcept {
-  return {_mm512_loadu_si512(b.lo),
-          _mm512_loadu_si512(b.lo + 64),
-          _mm512_loadu_si512(b.hi),
-          _mm512_loadu_si512(b.hi + 64),
-          _mm512_set1_epi8(static_cast<char>(0x80)),
-          _mm512_loadu_si512(b.first),
-          _mm512_loadu_si512(b.second)};
+inline Tables load_tables() noexcept {
+  const Bytes& b = kBytes;
+  Tables t{_mm512_loadu_si512(b.lo),
+           _mm512_loadu_si512(b.lo + 64),
+           _mm512_loadu_si512(b.hi),
+           _mm512_loadu_si512(b.hi + 64),
+           _mm512_set1_epi8(static_cast<char>(0x80)),
+           _mm512_loadu_si512(b.first),
+           _mm512_loadu_si512(b.second)};
+  // Opaque: the compiler would load these constants again at every use, one 64-byte load a cycle.
+  __asm__("" : "+v"(t.lo0), "+v"(t.lo1), "+v"(t.hi0), "+v"(t.hi1));
+  __asm__("" : "+v"(t.sign), "+v"(t.first), "+v"(t.second));
+  return t;
 }
 
-// 64 codes -> 2 x 32 bf16.
+// 64 codes -> 2 x 32 bf16, pair by pair.
 inline void widen(const Tables& t, __m512i codes, __m512i& first, __m512i& second) noexcept {
   const __m512i lo = _mm512_permutex2var_epi8(t.lo0, codes, t.lo1);
   __m512i hi = _mm512_permutex2var_epi8(t.hi0, codes, t.hi1);
   hi = _mm512_ternarylogic_epi32(hi, codes, t.sign, 0xf8);  // hi | (codes & sign)
   first = _mm512_permutex2var_epi8(lo, t.first, hi);
   second = _mm512_permutex2var_epi8(lo, t.second, hi);
+}
+
+// The same in order, cheaper: a two-table byte permutation costs twice an unpack (Zen 4), so the
+// bytes are brought together by a quadword permutation before and two unpacks after the tables.
+inline void widen_in_order(const Tables& t, __m512i codes, __m512i& first,
+                           __m512i& second) noexcept {
+  const __m512i c = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+  const __m512i lo = _mm512_permutex2var_epi8(t.lo0, c, t.lo1);
+  __m512i hi = _mm512_permutex2var_epi8(t.hi0, c, t.hi1);
+  hi = _mm512_ternarylogic_epi32(hi, c, t.sign, 0xf8);
+  first = _mm512_unpacklo_epi8(lo, hi);
+  second = _mm512_unpackhi_epi8(lo, hi);
 }
 
 inline __m512i load_codes(const f8e4m3* p, int64_t valid) noexcept {
@@ -118,8 +135,8 @@ void gemv_tile(const spec::Fp8GemmArgs& g, const Tables& t, const bf16* a, int64
       // with them.
       _mm_prefetch(reinterpret_cast<const char*>(q) + kAhead, _MM_HINT_T0);
       _mm_prefetch(reinterpret_cast<const char*>(q) + kAhead + 64, _MM_HINT_T0);
-      widen(t, load_codes(q, left), w[j][0], w[j][1]);
-      widen(t, load_codes(q + 64, left - 64), w[j][2], w[j][3]);
+      widen_in_order(t, load_codes(q, left), w[j][0], w[j][1]);
+      widen_in_order(t, load_codes(q + 64, left - 64), w[j][2], w[j][3]);
       sb[j] = g.sb[(n0 + j) / kBlock * kb + b];
     }
     for (int i = 0; i < MB; ++i) {
@@ -139,6 +156,38 @@ void gemv_tile(const spec::Fp8GemmArgs& g, const Tables& t, const bf16* a, int64
   for (int i = 0; i < MB; ++i) {
     for (int j = 0; j < NB; ++j) put(g, m0 + i, n0 + j, _mm512_reduce_add_ps(acc[i][j]));
   }
+}
+
+// One activation row: it stays in registers for a block while NB weight rows go by; the same sums
+// in the same order as gemv_tile.
+template <int NB>
+void gemv_row(const spec::Fp8GemmArgs& g, const Tables& t, const bf16* a, int64_t kp,
+              int64_t n0) noexcept {
+  const int64_t kb = kp / kBlock;
+  __m512 acc[NB];
+  for (int j = 0; j < NB; ++j) acc[j] = _mm512_setzero_ps();
+  for (int64_t b = 0; b < kb; ++b) {
+    const bf16* row = a + b * kBlock;
+    const __m512i a0 = _mm512_loadu_si512(row), a1 = _mm512_loadu_si512(row + 32),
+                  a2 = _mm512_loadu_si512(row + 64), a3 = _mm512_loadu_si512(row + 96);
+    const int64_t left = g.k - b * kBlock;
+    for (int j = 0; j < NB; ++j) {
+      const f8e4m3* q = g.qb + (n0 + j) * g.k + b * kBlock;
+      __m512i c0, c1, w0, w1;
+      if (left >= kBlock) {
+        c0 = _mm512_loadu_si512(q), c1 = _mm512_loadu_si512(q + 64);
+      } else {
+        c0 = load_codes(q, left), c1 = load_codes(q + 64, left - 64);
+      }
+      widen_in_order(t, c0, w0, w1);
+      __m512 part = dot(dot(_mm512_setzero_ps(), a0, w0), a1, w1);
+      widen_in_order(t, c1, w0, w1);
+      part = dot(dot(part, a2, w0), a3, w1);
+      acc[j] =
+          _mm512_fmadd_ps(part, _mm512_set1_ps(g.sa[b] * g.sb[(n0 + j) / kBlock * kb + b]), acc[j]);
+    }
+  }
+  for (int j = 0; j < NB; ++j) put(g, 0, n0 + j, _mm512_reduce_add_ps(acc[j]));
 }
 
 template <int NB>
@@ -253,11 +302,11 @@ void tile(const bf16* a, int64_t kp, const __m512i* panel, const float* sa, int6
 
 void fp8_widen_rows_avx512bf16(const f8e4m3* q, int64_t rows, int64_t k, int64_t kp,
                                bf16* out) noexcept {
-  const Tables t = load_tables(kInOrder);
+  const Tables t = load_tables();
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < kp; c += 64) {
       __m512i first, second;
-      widen(t, load_codes(q + i * k + c, k - c), first, second);
+      widen_in_order(t, load_codes(q + i * k + c, k - c), first, second);
       _mm512_storeu_si512(out + i * kp + c, first);
       _mm512_storeu_si512(out + i * kp + c + 32, second);
     }
@@ -266,15 +315,18 @@ void fp8_widen_rows_avx512bf16(const f8e4m3* q, int64_t rows, int64_t k, int64_t
 
 void fp8_gemv_avx512bf16(const spec::Fp8GemmArgs& g, const bf16* a, int64_t kp, int64_t n0,
                          int64_t n1) noexcept {
-  const Tables t = load_tables(kInOrder);
+  const Tables t = load_tables();
   int64_t n = n0;
+  if (g.m == 1) {
+    for (; n + 8 <= n1; n += 8) gemv_row<8>(g, t, a, kp, n);
+  }
   for (; n + 2 <= n1; n += 2) gemv_column<2>(g, t, a, kp, n);
   for (; n < n1; ++n) gemv_column<1>(g, t, a, kp, n);
 }
 
 void fp8_tile_avx512bf16(const spec::Fp8GemmArgs& g, const bf16* a, int64_t kp, int64_t n0,
                          int64_t m0, int64_t m1, void* scratch) noexcept {
-  const Tables t = load_tables(kPairs);
+  const Tables t = load_tables();
   auto* panel = static_cast<__m512i*>(scratch);
   float* c = reinterpret_cast<float*>(static_cast<char*>(scratch) + 64 * 64 * 4);
   const int64_t kb = kp / kBlock;
