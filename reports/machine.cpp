@@ -156,8 +156,15 @@ void write_machine_json(const std::string& dir) {
                               {"libraries", c.libraries},
                               {"peaks", c.peaks},
                               {"gpu", c.gpu}};
-  const std::string path = dir + "/machine.json",
-                    temporary = path + ".tmp." + std::to_string(getpid());
+  const std::string path = dir + "/machine.json";
+  // A later process of the same machine that probed less keeps what an earlier one measured here.
+  if (std::ifstream in(path); in) {
+    const auto old = nlohmann::ordered_json::parse(in, nullptr, false);
+    if (old.is_object() && old.value("machine", "") == c.id && old.contains("peaks") && old["peaks"].is_object())
+      for (const auto& [name, value] : old["peaks"].items())
+        if (value.is_number() && !(j["peaks"].contains(name) && j["peaks"][name] >= value)) j["peaks"][name] = value;
+  }
+  const std::string temporary = path + ".tmp." + std::to_string(getpid());
   std::ofstream out(temporary, std::ios::binary);
   out << j.dump(2) << '\n';
   out.close();

@@ -151,8 +151,14 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
   std::unique_ptr<rep::CsvWriter> out;
   if (!o.common.out.empty()) {
     rep::ensure_output_dir(o.common.out);
-    out = std::make_unique<rep::CsvWriter>(o.common.out + "/bench.csv", rep::bench_columns(),
-                                           rep::bench_key_columns(), o.common.resume);
+    // --resume does again what failed, and when timing also what was only checked (no stop reason); other
+    // seeds and thread counts are other rows.
+    std::vector<std::string> keys = rep::bench_key_columns();
+    keys.emplace_back("params");
+    using Texts = std::set<std::string>;
+    out = std::make_unique<rep::CsvWriter>(
+        o.common.out + "/bench.csv", rep::bench_columns(), keys, o.common.resume,
+        time ? "stop_reason" : "status", time ? Texts{""} : Texts{"failed", "error", "suspect"});
     set_interrupt_note("finished rows are in " + out->path() + ", --resume does the rest");
     rep::write_machine_json(o.common.out);
   }
