@@ -12,6 +12,7 @@ std::vector<std::string> table_kv_cache(const CsvTable& t);  // table_kv_cache.c
 std::vector<std::string> table_expert_load(const CsvTable& t);  // table_expert_load.cpp
 std::vector<std::string> table_yarn_perplexity(const CsvTable& t);
 std::vector<std::string> table_mtp_decoding(const CsvTable& t);
+std::vector<std::string> table_claims(const CsvTable& t);
 
 namespace {
 
@@ -37,6 +38,7 @@ const std::vector<TableKind>& table_kinds() {
       {"expert_load.csv", "Expert load", table_expert_load},
       {"yarn_perplexity.csv", "Perplexity past the trained context", table_yarn_perplexity},
       {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_mtp_decoding},
+      {"claims.csv", "Published figures beside ours", table_claims},
       {"train.csv", "Training", table_generic},
   };
   return kinds;

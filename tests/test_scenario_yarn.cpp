@@ -201,9 +201,10 @@ TEST_F(YarnRun, FiguresBelongTogether) {
   // Factor 1 and the dynamic form inside L are no change at all.
   for (const char* v : {"pi", "yarn"})
     EXPECT_EQ(at(t, v, "1", 0, 1300), at(t, "none", "", 0, 1300)) << v;
-  EXPECT_EQ(at(t, "dynamic-ntk", "", 0, 512), at(t, "none", "", 0, 512));
-  EXPECT_NE(at(t, "dynamic-ntk", "", 512, 1024), at(t, "none", "", 512, 1024));
-  EXPECT_NE(at(t, "pi", "4", 0, 512), at(t, "none", "", 0, 512));
+  // (passes of another length: sums in another order)
+  EXPECT_NEAR(at(t, "dynamic-ntk", "", 0, 512), at(t, "none", "", 0, 512), 1e-2);
+  EXPECT_GT(std::abs(at(t, "dynamic-ntk", "", 512, 1024) - at(t, "none", "", 512, 1024)), 0.1);
+  EXPECT_GT(std::abs(at(t, "pi", "4", 0, 512) - at(t, "none", "", 0, 512)), 0.1);
   // Paired differences are differences of the means; YaRN of the same factor is the base.
   const double pi = at(t, "pi", "4", 0, 1300, "mean_nll"),
                yarn = at(t, "yarn", "4", 0, 1300, "mean_nll"),

@@ -7,6 +7,7 @@
 #include "model/error.h"
 #include "reports/machine.h"
 #include "reports/table.h"
+#include "scenarios/claims.h"
 #include "scenarios/expert_load.h"
 #include "scenarios/kv_cache.h"
 #include "scenarios/mtp_decoding.h"
@@ -96,6 +97,8 @@ void add_kv_cache(CLI::App& app, Chosen& chosen) {
         add_int_list(sub, "--step-contexts", o.step_contexts,
                      "contexts of the measured decode steps");
         add_int_list(sub, "--step-batches", o.step_batches, "batches of the measured decode steps");
+        add_int_list(sub, "--run-contexts", o.run_contexts,
+                     "lengths that the model itself reads");
         sub.add_option("--step-gb", o.step_gb, "most bytes that one measured step reads");
         sub.add_option("--step-seconds", o.step_seconds, "samples of one measured step");
         sub.add_flag("!--no-memory", o.measure_memory, "formulas only, no memory is taken");
@@ -166,6 +169,13 @@ void add_mtp(CLI::App& app, Chosen& chosen) {
       });
 }
 
+// Reads the other scenarios' files, so it stands last.
+void add_claims(CLI::App& app, Chosen& chosen) {
+  add_one<scen::ClaimsOptions>(app, chosen, "claims",
+                               "published figures beside those of the files in --out",
+                               scen::run_claims, [](CLI::App&, scen::ClaimsOptions&) {});
+}
+
 // The next scenario is one add_ function above and one line here.
 struct ScenarioEntry {
   const char* name;
@@ -183,6 +193,7 @@ const std::vector<ScenarioEntry>& scenario_entries() {
        [](const Common& c) { return run_default(c, scen::run_yarn_perplexity); }},
       {"mtp-decoding", add_mtp,
        [](const Common& c) { return run_default(c, scen::run_mtp_decoding); }},
+      {"claims", add_claims, [](const Common& c) { return run_default(c, scen::run_claims); }},
   };
   return entries;
 }
@@ -201,6 +212,9 @@ int run_all(const Common& common, const std::vector<std::string>& benchmark_args
       if (e.code() == ExitCode::cannot_write) throw;  // the others could write nothing either
       fmt::print(stderr, "v3bench: scenario {}: {}\n", s.name, e.what());
       code = static_cast<int>(e.code());
+    } catch (const std::exception& e) {  // out of memory, say: the other scenarios still run
+      fmt::print(stderr, "v3bench: scenario {}: {}\n", s.name, e.what());
+      code = static_cast<int>(ExitCode::check_failed);
     }
     if (first_bad == 0) first_bad = code;
   }
