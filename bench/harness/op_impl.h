@@ -1,7 +1,9 @@
 // Type erasure of op.h: TypedOp<Op> implements OpBase through Op's static members.
 #pragma once
 #include <memory>
+#include <set>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,8 @@ class TypedOp final : public OpBase {
   CaseInfo parse_case(const std::string& text) const override {
     Case<Shape> c;
     c.shape = shape_from_text<Shape>(text, Op::name);
+    reject_bad_sizes(c.shape);
+    if constexpr (requires { Op::validate(c.shape); }) Op::validate(c.shape);
     return info(c);
   }
   std::vector<std::string> impls() const override {
@@ -70,6 +74,24 @@ class TypedOp final : public OpBase {
   }
 
  private:
+  // A size below 1 is allowed for a key only if the op's own cases or defaults have one (s0 = 0, say).
+  static void reject_bad_sizes(const Shape& given) {
+    std::set<std::string> may_be_zero;
+    const auto collect = [&](const Shape& s) {
+      Shape::visit(s, [&](const char* key, const auto& v) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
+          if (v < 1) may_be_zero.insert(key);
+      });
+    };
+    collect(Shape{});
+    for (const auto& c : Op::cases()) collect(c.shape);
+    Shape::visit(given, [&](const char* key, const auto& v) {
+      if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
+        if (v < 0 || (v == 0 && may_be_zero.count(key) == 0))
+          throw Error(ExitCode::usage, std::string("'") + key + "' is too small", std::string("--case of ") + Op::name,
+                      v < 0 ? "at least 0" : "at least 1", std::to_string(v));
+    });
+  }
   static CaseInfo info(const Case<Shape>& c) {
     CaseInfo i;
     i.text = shape_to_text(c.shape);

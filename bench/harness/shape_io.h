@@ -1,5 +1,6 @@
 // Shapes to and from text: "T=512,d=7168,dtype=bf16,kv_format=fp8_656_pow2".
 #pragma once
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <string>
@@ -87,6 +88,7 @@ std::string shape_to_text(const Shape& s) {
 template <class Shape>
 Shape shape_from_text(std::string_view text, const std::string& op) {
   Shape s;
+  std::vector<std::string> given;
   while (!text.empty()) {
     const auto comma = text.find(',');
     const std::string_view item = text.substr(0, comma);
@@ -101,6 +103,9 @@ Shape shape_from_text(std::string_view text, const std::string& op) {
       keys += (keys.empty() ? "" : " ") + std::string(k);
       if (key == k) known = true, good = field_from_text(value, v);
     });
+    if (std::find(given.begin(), given.end(), key) != given.end())
+      throw Error(ExitCode::usage, "key '" + key + "' is given twice", "--case of " + op);
+    given.push_back(key);
     if (!known) throw Error(ExitCode::usage, "unknown key '" + key + "'", "--case of " + op, "one of: " + keys);
     if (!good) throw Error(ExitCode::usage, "bad value for '" + key + "'", "--case of " + op, "", "'" + value + "'");
   }

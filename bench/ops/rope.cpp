@@ -25,6 +25,11 @@ struct Rope {
 
   // Table rows are those of V3's YaRN-free frequencies at positions 1000..1000+T-1; tokens use them
   // in reversed order, so that a kernel that ignores `positions` fails.
+  static void validate(const Shape& s) {
+    if (s.d_r % 2 != 0)
+      throw Error(ExitCode::usage, "rotated size is odd", "--case of rope", "an even d_r", std::to_string(s.d_r));
+  }
+
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
