@@ -88,10 +88,10 @@ TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
 TEST_F(Cli, BenchmarkFlagsAreGoogleBenchmarks) {
   expect_one_line(std::string("bench ") + kSmall + " --benchmark_no_such_flag=1", 64,
                   {"--benchmark_no_such_flag"});
-  const Result r =
-      run("bench --op rmsnorm --case T=64,d=256 --impl cpu_simd --benchmark_min_time=0.01 "
-          "--benchmark_repetitions=2 "
-          "--benchmark_out=gb.json --benchmark_out_format=json");
+  const Result r = run(
+      "bench --op rmsnorm --case T=64,d=256 --impl cpu_simd --threads 1 --benchmark_min_time=0.01 "
+      "--benchmark_repetitions=2 "
+      "--benchmark_out=gb.json --benchmark_out_format=json");
   EXPECT_EQ(r.code, 0) << r.err;
   const std::string json = slurp(dir_ + "/gb.json");
   EXPECT_NE(json.find("rmsnorm.cpu_simd/T=64"), std::string::npos) << json;
@@ -132,7 +132,8 @@ TEST_F(Cli, CheckAnyShapeWritesRowsAndItsReproRunsAgain) {
 }
 
 TEST_F(Cli, BenchThenTableAndCompare) {
-  const Result r = run("bench --op rmsnorm --case T=64,d=256 --min-time 0.02 --out res");
+  const Result r =
+      run("bench --op rmsnorm --case T=64,d=256 --threads 1 --min-time 0.02 --out res");
   ASSERT_EQ(r.code, 0) << r.err;
   const auto t = bench_csv("res");
   ASSERT_GE(t.rows.size(), 2u);

@@ -38,7 +38,7 @@ uint64_t tensor_hash(const HostTensor& t) {
   const int64_t n = t.bytes(), chunks = (n + kHashChunk - 1) / kHashChunk;
   const char* p = static_cast<const char*>(t.data());
   uint64_t sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum)
+#pragma omp parallel for schedule(static) reduction(+ : sum) if (chunks > 1)
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t lo = c * kHashChunk, len = std::min(kHashChunk, n - lo);
     sum += mix64(model::fnv1a64({p + lo, static_cast<size_t>(len)}) ^ static_cast<uint64_t>(c));

@@ -13,8 +13,10 @@ namespace {
 
 constexpr int64_t kGuard = 64;  // canary bytes on each side
 constexpr int64_t kAlign = 64;
-constexpr int64_t kChunk = 1 << 14;     // elements a thread takes at once
-constexpr uint64_t kOutlierEvery = 64;  // about one channel in so many is an outlier
+constexpr int64_t kParallelFrom = 1
+                                  << 17;  // elements or bytes; waking the threads costs more below
+constexpr int64_t kChunk = 1 << 14;       // elements a thread takes at once
+constexpr uint64_t kOutlierEvery = 64;    // about one channel in so many is an outlier
 constexpr float kOutlierScale = 8.0f;
 
 unsigned char canary(int64_t i) { return static_cast<unsigned char>(0xC3 ^ (i * 29)); }
@@ -120,7 +122,7 @@ void store(spec::DType t, std::byte* p, int64_t i, double v) {
 // f(index, channel) -> float, for every element, in parallel; the result depends on these alone.
 template <class F>
 void generate(spec::DType t, std::byte* p, int64_t n, int64_t channels, F&& f) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > kParallelFrom)
   for (int64_t chunk = 0; chunk < (n + kChunk - 1) / kChunk; ++chunk) {
     const int64_t lo = chunk * kChunk, hi = std::min(n, lo + kChunk);
     int64_t c = lo % channels;
@@ -156,7 +158,7 @@ HostTensor::HostTensor(std::string name, Role role, spec::DType dtype, std::vect
   if (role_ == Role::output)
     poison();
   else {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > kParallelFrom)
     for (int64_t lo = 0; lo < n; lo += kChunk * 8)
       std::memset(data_ + lo, 0, static_cast<size_t>(std::min(kChunk * 8, n - lo)));
   }
@@ -175,7 +177,7 @@ std::vector<double> HostTensor::to_doubles() const {
   const int64_t n = numel();
   std::vector<double> out(static_cast<size_t>(n));
   double* o = out.data();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > kParallelFrom)
   for (int64_t c = 0; c < (n + kChunk - 1) / kChunk; ++c)
     read(c * kChunk, std::min(kChunk, n - c * kChunk), o + c * kChunk);
   return out;
@@ -195,7 +197,7 @@ void HostTensor::read(int64_t first, int64_t n, double* out) const {
 
 void HostTensor::poison() {
   const int64_t n = numel(), size = spec::dtype_bytes(dtype_);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > kParallelFrom)
   for (int64_t lo = 0; lo < n; lo += kChunk)
     poison_elements(dtype_, data_ + lo * size, std::min(kChunk, n - lo));
 }
