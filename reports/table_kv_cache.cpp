@@ -139,12 +139,22 @@ std::string memory_block(const CsvTable& t) {
                     t.cell(i, "measured_formula_bytes"), t.cell(i, "allocated_bytes"),
                     t.cell(i, "process_bytes")});
   }
+  const bool parts = !rows.empty();
+  for (size_t i = 0; i < t.rows.size(); ++i) {  // real forward passes
+    if (t.cell(i, "kind") != "run" || t.cell(i, "allocated_bytes").empty()) continue;
+    rows.push_back({t.cell(i, "preset") + " (forward pass)", form_name(t, i), t.cell(i, "dtype"),
+                    context_text(t.number(i, "context")),
+                    t.cell(i, "measured_layers") + " of " + t.cell(i, "layers"),
+                    t.cell(i, "measured_sequences") + " of " + t.cell(i, "batch"),
+                    t.cell(i, "measured_formula_bytes"), t.cell(i, "allocated_bytes"),
+                    t.cell(i, "process_bytes")});
+  }
   std::string out = block(
       "Cache really taken, in bytes: for each form the largest part that was reserved and written",
       {"model", "form", "dtype", "context", "layers", "sequences", "formula", "allocator",
        "process grew"},
       rows);
-  if (!out.empty())
+  if (parts)
     out += "\nOf " + std::to_string(measured) +
            " measured rows, the process grew furthest from the formula for " +
            t.cell(worst_row, "preset") + " " + form_name(t, worst_row) + " " +

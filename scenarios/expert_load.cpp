@@ -29,7 +29,7 @@ ExpertLoadOptions with_defaults(ExpertLoadOptions o) {
       throw Error(ExitCode::usage, "option must be positive", "expert-load", "more than 0",
                   fmt::format("{}", v));
   };
-  fill(o.tokens, o.full ? int64_t{131072} : int64_t{8192});
+  fill(o.tokens, o.full ? int64_t{131072} : int64_t{16384});
   fill(o.batch_windows, int64_t{4});
   fill(o.train_steps, o.full ? int64_t{400} : int64_t{80});
   fill(o.train_batch, o.full ? int64_t{8} : int64_t{4});

@@ -16,7 +16,7 @@ namespace v3b::scen {
 struct ExpertLoadOptions : CommonOptions {
   std::vector<std::string> parts;  // model, training, synthetic
   // (a)
-  int64_t tokens = 0;         // held-out tokens a setting: 8192 quick, 131072 full
+  int64_t tokens = 0;         // held-out tokens a setting: 16384 quick, 131072 full
   int64_t window = 0;         // tokens a sequence: min(512, max_position_embeddings)
   int64_t batch_windows = 0;  // sequences of a batch, whose load is MaxVio_batch's: 4
   // (b)

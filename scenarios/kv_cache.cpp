@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "bench/harness/jobs.h"
@@ -66,6 +67,7 @@ KvCacheOptions with_defaults(KvCacheOptions o) {
   set_default<std::string>(o.dtypes, {"bf16", "fp8"}, {"bf16", "fp8", "f32"}, o.full);
   set_default<int64_t>(o.contexts, {1024, 4096, 32768, 131072},
                        {1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072}, o.full);
+  set_default<int64_t>(o.run_contexts, {512, 4096}, {512, 4096, 16384}, o.full);
   set_default<int64_t>(o.batches, {1}, {1, 32}, o.full);
   set_default<double>(o.memory_gb,
                       {80, static_cast<double>(rep::machine_card().memory_bytes) * 1e-9},
@@ -82,6 +84,7 @@ KvCacheOptions with_defaults(KvCacheOptions o) {
   };
   positive(o.contexts, "--contexts");
   positive(o.batches, "--batches");
+  positive(o.run_contexts, "--run-contexts");
   positive(o.step_contexts, "--step-contexts");
   positive(o.step_batches, "--step-batches");
   positive({o.page}, "--page");
@@ -190,6 +193,47 @@ class Run {
     });
   }
 
+  // The shipped (or given) model reads text of some length: its backend's cache beside the formula.
+  void runs() {
+    std::optional<LoadedModel> m;
+    Preset p{o_.model.empty() ? "tiny-v3" : o_.model, {}};
+    std::string missing;
+    try {
+      m = load_model(o_);
+      p = {m->name, m->config()};
+    } catch (const Error& e) {  // the other figures need no weights
+      if (!o_.model.empty()) throw;
+      missing = e.what();
+    }
+    for (const auto e : elems_) {
+      if (!missing.empty()) {
+        rep::Record r;
+        r.set("kind", "run")
+            .set("preset", p.name)
+            .set("form", "mla")
+            .set("dtype", model::kv_elem_name(e));
+        r.set("status", "unsupported").set("reason", missing);
+        if (!csv_->has(r)) csv_->write(r.set(rep::identity("cpu")));
+        continue;
+      }
+      for (const int64_t context : o_.run_contexts) {
+        rep::Record r = formula_row("run", p, parse_kv_form("mla"), e, context, 1);
+        if (csv_->has(r)) continue;
+        const auto x = measure_backend(*m, o_.backend, e, context, o_.page);
+        r.set("page_rows", o_.page);
+        if (x.reason.empty()) {
+          r.set("measured_layers", x.layers).set("measured_sequences", x.sequences);
+          r.set("measured_formula_bytes", x.formula_bytes)
+              .set("allocated_bytes", x.allocated_bytes);
+          r.set("process_bytes", x.process_bytes);
+        } else {
+          r.set("unmeasured_reason", x.reason);
+        }
+        csv_->write(r.set(rep::identity("cpu")));
+      }
+    }
+  }
+
   // Returns false when a kernel failed its check.
   bool steps() {
     const auto ops = bench::all_ops();
@@ -261,6 +305,7 @@ int run_kv_cache(const KvCacheOptions& options) {
   Run run(o);
   run.fits();
   run.sizes();
+  if (o.measure_memory) run.runs();
   const bool passed = !o.measure_step || run.steps();
   rep::write_machine_json(o.out);
   if (o.print_table) print_table(run.csv());

@@ -24,6 +24,8 @@ struct KvCacheOptions : CommonOptions {
   std::vector<std::string> step_presets;  // whose heads the measured decode steps have
   std::vector<int64_t> step_contexts, step_batches;
   double step_gb = 0;  // most bytes that one measured step reads; 0: 0.1 quick, 2.5 full
+  std::vector<int64_t>
+      run_contexts;  // lengths that the model itself (--model) reads; default 512 and 4096
   bool measure_memory = true, measure_step = true;
   double step_seconds = 0;  // samples of one measured step; 0: 0.1 quick, 0.5 full
 };
@@ -58,6 +60,9 @@ struct MeasuredCache {
 };
 MeasuredCache measure_cache(int64_t row_bytes, int64_t context, int64_t layers, int64_t sequences,
                             int64_t page, int64_t limit_bytes);
+// The same figures of a real sequence: `backend` reads `context` tokens (any ids) with the model.
+MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, model::KvElem e,
+                              int64_t context, int64_t page);
 int64_t resident_bytes();  // of this process, by /proc
 
 }  // namespace v3b::scen

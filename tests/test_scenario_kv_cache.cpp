@@ -126,6 +126,25 @@ TEST(KvCache, AllocatorAndProcess) {
   EXPECT_NE(none.reason.find("one layer"), std::string::npos);
 }
 
+TEST(KvCache, BackendHoldsWhatTheFormulaSays) {
+  scen::CommonOptions o;
+  o.model = "random:tiny";
+  const auto m = scen::load_model(o);
+  // 4 layers of 64 + 16 elements; 100 tokens take two pages.
+  const auto a = scen::measure_backend(m, "cpu_bf16", model::KvElem::bf16, 100, 64);
+  EXPECT_EQ(a.reason, "");
+  EXPECT_EQ(a.formula_bytes, 100 * 4 * 160);
+  EXPECT_EQ(a.allocated_bytes, 128 * 4 * 160);
+  const auto b = scen::measure_backend(m, "cpu_bf16", model::KvElem::fp8, 128, 64);
+  EXPECT_EQ(b.formula_bytes, 128 * 4 * (64 + 4 + 32));
+  EXPECT_EQ(b.allocated_bytes, b.formula_bytes);
+  const auto c = scen::measure_backend(m, "cpu_f32", model::KvElem::f32, 64, 64);
+  EXPECT_EQ(c.allocated_bytes, 64 * 4 * 320);
+  EXPECT_NE(scen::measure_backend(m, "cpu_f32", model::KvElem::bf16, 64, 64).reason, "");
+  EXPECT_NE(scen::measure_backend(m, "reference_f32", model::KvElem::f32, 64, 64).reason, "");
+  EXPECT_THROW(scen::measure_backend(m, "gpu", model::KvElem::f32, 64, 64), Error);
+}
+
 TEST(KvCache, MemoryComesBack) {
   const int64_t before = scen::resident_bytes();
   (void)scen::measure_cache(4096, 8192, 4, 1, 64, 1 << 30);  // 128 MiB
