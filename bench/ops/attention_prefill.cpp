@@ -45,6 +45,12 @@ struct AttentionPrefill {
             .scale = attention_scale(s.d_qk)};
   }
 
+  static void validate(const Shape& s) {
+    if (s.n_h % s.n_kv != 0)
+      throw Error(ExitCode::usage, "heads do not share keys evenly", "--case of attention_prefill",
+                  "n_h a multiple of n_kv", std::to_string(s.n_h) + " and " + std::to_string(s.n_kv));
+  }
+
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
