@@ -276,6 +276,34 @@ TEST_P(Forward, BadCallsThrow) {
   EXPECT_EQ(seq->length(), 16);
 }
 
+// Dynamic NTK (SPEC 1.4.3): nothing changes up to the original length; beyond it every key is
+// rotated anew. The reference does that; the CPU backend takes the sequence in one call and refuses
+// to go on with stale keys.
+TEST_P(Forward, DynamicNtk) {
+  model::ModelConfig c = small_config();
+  c.rope_scaling.type = model::RopeType::dynamic;
+  c.rope_scaling.factor = 2;
+  c.rope_scaling.original_max_position_embeddings = 16;
+  const auto w = model::random_weights(c, 5, spec::DType::bf16);
+  auto b = scen::make_backend(GetParam().name, w, {});
+  auto ref = scen::make_backend("reference_f64", w, {});
+  const auto ids = tokens(41, 64, 11);
+  expect_close(run(*b, ids, {40}).logits, run(*ref, ids, {40}).logits);
+  expect_close(run(*b, ids, {9, 6, 1}).logits, run(*ref, ids, {16}).logits);
+  auto seq = b->new_sequence(), other = ref->new_sequence();
+  (void)b->forward(*seq, std::span(ids).first(40), {});
+  (void)ref->forward(*other, std::span(ids).first(40), {});
+  if (b->name().starts_with("cpu")) {
+    EXPECT_THROW((void)b->forward(*seq, std::span(ids).subspan(40), {}), Error);
+    EXPECT_EQ(seq->length(), 40);
+    seq->truncate(0);  // an empty sequence takes any length
+    EXPECT_NO_THROW((void)b->forward(*seq, std::span(ids).first(41), {}));
+  } else {
+    expect_close(b->forward(*seq, std::span(ids).subspan(40), {}).logits,
+                 ref->forward(*other, std::span(ids).subspan(40), {}).logits);
+  }
+}
+
 TEST_P(Forward, CacheBytesGrowWithTheLength) {
   auto b = make(small_config());
   auto seq = b->new_sequence();

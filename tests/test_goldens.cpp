@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -23,7 +24,13 @@ using model::BackendOptions;
 using model::ForwardResult;
 using model::LogitsOf;
 
-const fs::path kRoot = fs::path(V3B_SOURCE_DIR) / "tests" / "goldens";
+// V3BENCH_GOLDENS and V3BENCH_TINY_V3 point the test at other goldens (rehearsals of new ones).
+fs::path path_from(const char* variable, const char* folder) {
+  const char* v = std::getenv(variable);
+  return v != nullptr ? fs::path(v) : fs::path(V3B_SOURCE_DIR) / folder;
+}
+const fs::path kRoot = path_from("V3BENCH_GOLDENS", "tests/goldens");
+const fs::path kTinyV3 = path_from("V3BENCH_TINY_V3", "model/tiny-v3");
 
 struct Bound {
   const char* backend;
@@ -241,6 +248,21 @@ void run_case(const fs::path& dir, const fs::path& weights_dir, const Variant& v
     }
     line.logits = rel(got, expected);
     EXPECT_TRUE(line.logits <= tol) << line.logits;
+    if (want.has("logsumexp")) {  // of every row
+      const auto lse = want.floats("logsumexp");
+      const auto best = want.ints("argmax");
+      for (int64_t t = 0; t < clean; ++t) {
+        const std::span<const float> z(r.logits.data() + t * V, size_t(V));
+        const double mx = *std::max_element(z.begin(), z.end());
+        double sum = 0, ms = 0;
+        for (float v : z) sum += std::exp(v - mx), ms += double(v) * v / double(V);
+        EXPECT_TRUE(std::abs(mx + std::log(sum) - lse[size_t(t)]) <=
+                    tol * 4 * std::max(1.0, std::sqrt(ms)))
+            << t;
+        EXPECT_TRUE(mx - z[size_t(best[size_t(t)])] <= 4 * tol * std::sqrt(ms))
+            << "argmax of row " << t;
+      }
+    }
     line.top1 = top1_mismatches(got, expected, V, tol, line.judged);
     EXPECT_EQ(line.top1, 0);
     EXPECT_GE(clean, may_flip ? 1 : T);
@@ -325,7 +347,7 @@ TEST(Goldens, EveryCaseEveryBackend) {
   std::sort(dirs.begin(), dirs.end());
   for (const fs::path& dir : dirs) {
     const bool shipped = !fs::exists(dir / "config.json");  // weights live in model/tiny-v3
-    const fs::path weights = shipped ? fs::path(V3B_SOURCE_DIR) / "model" / "tiny-v3" : dir;
+    const fs::path weights = shipped ? kTinyV3 : dir;
     ++cases;
     for (const Variant& v : variants(dir.filename())) run_case(dir, weights, v);
   }

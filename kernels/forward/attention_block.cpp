@@ -1,7 +1,5 @@
 // Attention of one decoder layer (SPEC 1.6-1.9): norm, projections, cache write, expanded or
 // absorbed core, output projection added to the residual stream.
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -16,7 +14,6 @@ namespace v3b::kern {
 namespace {
 
 constexpr double kLatentNormEps = 1e-6;  // q_a and kv_a norms ignore rms_norm_eps (SPEC 1.2)
-constexpr int64_t kParallelBytes = 1 << 18;
 
 struct Dims {
   int64_t d, n_h, d_n, d_r, d_v, d_c, d_q, d_qk, a_cols, e;
@@ -121,46 +118,18 @@ void write_cache(const LayerContext& ctx, const Dims& m, const Plan& plan, uint8
   mla_cache_write_cpu_simd(a);
 }
 
-void put_element(uint8_t* dst, int64_t i, float v, spec::DType dtype) {
-  if (dtype == spec::DType::f32) {
-    std::memcpy(dst + 4 * i, &v, 4);
-  } else {
-    const spec::bf16 b = spec::to_bf16(v);
-    std::memcpy(dst + 2 * i, &b, 2);
-  }
-}
-// An FP8 record as a row of the compute dtype: code times scale rounded to bf16, as attention uses
-// it (SPEC 1.9).
-void read_record(const Dims& m, spec::DType dtype, const uint8_t* record, uint8_t* row) {
-  const int64_t tiles = (m.d_c + 127) / 128;
-  for (int64_t i = 0; i < m.d_c; ++i) {
-    float scale;
-    std::memcpy(&scale, record + m.d_c + 4 * (i / 128), 4);
-    const float v = spec::to_float(spec::f8e4m3{record[i]}) * scale;
-    put_element(row, i, spec::to_float(spec::to_bf16(v)), dtype);
-  }
-  for (int64_t i = 0; i < m.d_r; ++i) {
-    spec::bf16 b;
-    std::memcpy(&b, record + m.d_c + 4 * tiles + 2 * i, 2);
-    put_element(row, m.d_c + i, spec::to_float(b), dtype);
-  }
-}
-
 // Cache rows [0, s) of one sequence as [s, d_c + d_r] of the compute dtype.
 const uint8_t* gather(const LayerContext& ctx, const Dims& m, const PassItem& item,
                       const uint8_t* arena, Workspace& ws) {
-  const int64_t s = item.s0 + item.T, bytes = (m.d_c + m.d_r) * m.e,
-                record = item.track->pool().row_bytes();
-  ws.kv_rows.reserve_discard(s * bytes);
-#pragma omp parallel for schedule(static) if (s * bytes > kParallelBytes)
-  for (int64_t j = 0; j < s; ++j) {
-    const uint8_t* src = arena + item.track->slot(j) * record;
-    if (ctx.flags.kv_format == spec::KvFormat::bf16) {
-      std::memcpy(ws.kv_rows.data() + j * bytes, src, static_cast<size_t>(bytes));
-    } else {
-      read_record(m, ctx.dtype, src, ws.kv_rows.data() + j * bytes);
-    }
-  }
+  spec::MlaCacheGatherArgs a{};
+  a.s = item.s0 + item.T, a.d_c = m.d_c, a.d_r = m.d_r, a.page = item.track->pool().page();
+  a.dtype = ctx.dtype;
+  a.kv_format = ctx.flags.kv_format;
+  a.block_table = item.track->blocks().data();
+  a.cache = arena;
+  ws.kv_rows.reserve_discard(a.s * (m.d_c + m.d_r) * m.e);
+  a.out = ws.kv_rows.data();
+  mla_cache_gather_cpu_simd(a);
   return ws.kv_rows.data();
 }
 
