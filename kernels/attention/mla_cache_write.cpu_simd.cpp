@@ -1,5 +1,6 @@
 // Rows into the latent cache: copies, or the 8-bit record (SPEC 1.9), bit for bit what the
 // reference writes.
+#define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/mla_cache_write.cpu_simd.cpp"
 // clang-format off

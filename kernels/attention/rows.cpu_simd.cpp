@@ -1,4 +1,5 @@
 // rows.h in Highway: blocked flash attention of a few rows against a range of keys.
+#define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/rows.cpu_simd.cpp"
 // clang-format off
