@@ -341,6 +341,7 @@ class Run {
       if (seen > N + 1) continue;  // bos and all of the text are one window
       const int64_t W = seen - 1, S = o_.stride > 0 ? o_.stride : std::max<int64_t>(1, seen / 2);
       for (const auto& name : o_.window_variants) {
+        if (seen <= L_ && name != "none") continue;  // s = 1: all are the same
         Cell c;
         c.weights = w;
         c.weights_id = id;

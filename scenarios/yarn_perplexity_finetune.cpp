@@ -48,6 +48,7 @@ std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
       t.min_document_tokens = context + 1;
       t.validate_every = o.finetune + 1;
       t.log_every = 1;
+      t.final_validate_tokens = context;  // the scenario measures held-out text itself
       t.resume = o.resume && fs::exists(t.out_dir + "/state.json", ec);
       fmt::print(stderr, "fine-tuning {} x{}, phase {}: {} steps of {} x {} tokens\n", v.name,
                  v.scaling.factor, phase + 1, t.steps, t.batch, context);
