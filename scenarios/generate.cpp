@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdio>
 #include <numeric>
 
@@ -34,9 +35,19 @@ void print_stats(const char* how, const DecodeResult& r, int64_t prompt_tokens) 
   fmt::print(stderr, "\n");
 }
 
+void check_sampling(const GenerateOptions& o) {
+  if (!(std::isfinite(o.temperature) && o.temperature > 0))
+    throw Error(ExitCode::usage, "bad value", "--temperature", "a finite number above 0",
+                fmt::format("{}", o.temperature));
+  if (!(o.top_p > 0 && o.top_p <= 1))
+    throw Error(ExitCode::usage, "bad value", "--top-p", "above 0, at most 1",
+                fmt::format("{}", o.top_p));
+}
+
 }  // namespace
 
 int run_generate(const GenerateOptions& o) {
+  check_sampling(o);
   CommonOptions common;
   common.model = o.model;
   common.threads = o.threads;
@@ -59,6 +70,7 @@ int run_generate(const GenerateOptions& o) {
                   fmt::format("{}", id));
   model::BackendOptions options;
   options.threads = o.threads;
+  options.flags = o.flags;
   auto backend = make_backend(name, loaded.weights, options);
 
   DecodeOptions d;

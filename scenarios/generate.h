@@ -19,6 +19,7 @@ struct GenerateOptions {
   double temperature = 0.8, top_p = 0.95;  // used if not greedy
   uint64_t seed = 1;
   int64_t threads = 0;
+  spec::Flags flags;  // of the forward pass
   bool compare =
       false;  // also decode plainly and say whether the tokens agree (greedy) and the speed-up
 };

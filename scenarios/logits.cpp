@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "bench/harness/flags_text.h"
 #include "model/error.h"
 #include "scenarios/backend_factory.h"
 
@@ -98,6 +99,8 @@ void write_npy(const std::string& path, int64_t rows, int64_t cols, const float*
 }
 
 int run_logits(const LogitsOptions& o) {
+  if (o.chunk < 0)
+    throw Error(ExitCode::usage, "bad value", "--chunk", "1 or more", fmt::format("{}", o.chunk));
   const std::string name = backend_name(o.backend, o.dtype);
   const std::string text = read_text_file(o.tokens);
   const model::WeightsPtr weights = model::load_weights(o.model);
@@ -125,8 +128,9 @@ int run_logits(const LogitsOptions& o) {
   }
   const double s = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
   write_npy(o.out, T, c.vocab_size, logits.data());
-  fmt::print(stderr, "logits [{}, {}] of {} by {} in {:.2f} s -> {}\n", T, c.vocab_size, o.model,
-             name, s, o.out);
+  const std::string flags = bench::changed_flags_text(options.flags);
+  fmt::print(stderr, "logits [{}, {}] of {} by {}{}{} in {:.2f} s -> {}\n", T, c.vocab_size,
+             o.model, name, flags.empty() ? "" : " with ", flags, s, o.out);
   return 0;
 }
 

@@ -14,6 +14,7 @@
 #include "model/error.h"
 #include "model/weights.h"
 #include "scenarios/training_data.h"
+#include "scenarios/training_log.h"
 #include "scenarios/training_state.h"
 
 namespace v3b::scen {
@@ -56,56 +57,6 @@ std::string number(double v) {
   const auto r = std::to_chars(buf, buf + sizeof buf, v, std::chars_format::general, 7);
   return {buf, r.ptr};
 }
-std::string measured(double v) { return v < 0 ? "" : number(v); }
-
-constexpr const char* kCsvHeader =
-    "step,tokens,seconds,loss,mtp_loss,bits_per_byte,val_loss,val_bpb,lr,grad_norm,"
-    "maxvio_batch_mean,maxvio_max,tokens_per_s,aux_loss,val_mtp_loss,val_mtp_agree\n";
-
-std::string csv_line(const TrainRow& r) {
-  return std::to_string(r.step) + "," + std::to_string(r.tokens) + "," + number(r.seconds) + "," +
-         number(r.loss) + "," + number(r.mtp_loss) + "," + number(r.bits_per_byte) + "," +
-         measured(r.val_loss) + "," + measured(r.val_bpb) + "," + number(r.lr) + "," +
-         number(r.grad_norm) + "," + number(r.maxvio_batch_mean) + "," + number(r.maxvio_max) +
-         "," + number(r.tokens_per_s) + "," + number(r.aux_loss) + "," + measured(r.val_mtp_loss) +
-         "," + measured(r.val_mtp_agree) + "\n";
-}
-
-// Appends rows, flushed one by one. Resuming drops the rows after the state's step.
-class CsvLog {
- public:
-  CsvLog(const std::string& path, bool resume, int64_t last_step) {
-    if (path.empty()) return;
-    std::string kept = kCsvHeader;
-    if (resume) {
-      std::ifstream in(path);
-      std::string line;
-      std::getline(in, line);
-      while (std::getline(in, line)) {
-        if (line.empty() || std::strtoll(line.c_str(), nullptr, 10) > last_step) break;
-        kept += line + "\n";
-      }
-    }
-    write_text_atomically(path, kept);
-    file_ = std::fopen(path.c_str(), "ab");
-    if (file_ == nullptr) throw Error(ExitCode::cannot_write, "cannot append", path);
-  }
-  ~CsvLog() {
-    if (file_ != nullptr) std::fclose(file_);
-  }
-  CsvLog(const CsvLog&) = delete;
-  CsvLog& operator=(const CsvLog&) = delete;
-  void add(const TrainRow& r) {
-    if (file_ == nullptr) return;
-    const std::string s = csv_line(r);
-    if (std::fwrite(s.data(), 1, s.size(), file_) != s.size() || std::fflush(file_) != 0) {
-      throw Error(ExitCode::cannot_write, "cannot write", "train.csv");
-    }
-  }
-
- private:
-  std::FILE* file_ = nullptr;
-};
 
 double max_violation(const std::vector<int64_t>& load) {
   double total = 0, most = 0;
@@ -214,11 +165,7 @@ void set_weights(kern::train::TrainStep& step, const model::ModelWeights& weight
 }
 
 TrainResult train(const TrainOptions& o) {
-  if ((o.steps > 0) == (o.minutes > 0)) {
-    throw Error(ExitCode::usage, "training length", "--steps, --minutes", "exactly one of the two");
-  }
-  if (o.batch < 1 || !(o.lr > 0))
-    throw Error(ExitCode::usage, "--batch and --lr must be positive", "train");
+  check_train_options(o);
   TrainResult result;
   const model::ModelConfig c = result.config = choose_config(o);
   const int64_t S = o.context > 0 ? o.context : c.max_position_embeddings, B = o.batch;
@@ -268,7 +215,7 @@ TrainResult train(const TrainOptions& o) {
     if (ec) throw Error(ExitCode::cannot_write, "cannot create", o.out_dir, "", ec.message());
   }
   if (o.resume) state = load_state(o.out_dir, fingerprint, *step);
-  CsvLog csv(files ? o.out_dir + "/train.csv" : "", o.resume, state.step);
+  TrainLog csv(files ? o.out_dir + "/train.csv" : "", o.resume, state.step);
 
   const bool sequence = o.balance == Balance::sequence || o.balance == Balance::bias_sequence;
   const bool use_bias = o.balance == Balance::bias || o.balance == Balance::bias_sequence;
@@ -291,6 +238,9 @@ TrainResult train(const TrainOptions& o) {
   const auto share_done = [&] {
     return o.steps > 0 ? static_cast<double>(state.step) / static_cast<double>(o.steps)
                        : state.seconds / (60 * o.minutes);
+  };
+  const auto validation_due = [&] {
+    return o.validate_every > 0 && state.step % o.validate_every == 0;
   };
   while (!done && share_done() < 1) {
     const auto step_start = Clock::now();
@@ -335,7 +285,7 @@ TrainResult train(const TrainOptions& o) {
     state.seconds = before + seconds_since(start);
     done = g_stop != 0 || share_done() >= 1;
 
-    if (win.steps >= o.log_every || done || state.step % o.validate_every == 0) {
+    if (win.steps >= o.log_every || done || validation_due()) {
       TrainRow r;
       const auto n = static_cast<double>(win.steps);
       r.step = state.step, r.tokens = state.tokens, r.seconds = state.seconds;
@@ -346,7 +296,7 @@ TrainResult train(const TrainOptions& o) {
       r.maxvio_batch_mean = win.layers > 0 ? win.maxvio / static_cast<double>(win.layers) : 0;
       r.maxvio_max = win.maxvio_max;
       r.tokens_per_s = static_cast<double>(win.tokens) / win.seconds;
-      if (state.step % o.validate_every == 0 && !done) {
+      if (validation_due() && !done) {
         const EvalResult v = evaluate(*step, val_text, tokenizer, S, o.validate_tokens);
         r.val_loss = v.loss(), r.val_bpb = v.bits_per_byte();
         if (v.mtp_compared > 0) {

@@ -52,13 +52,14 @@ struct TrainOptions {
   int64_t batch = 8;
   double lr = 2e-3, min_lr_ratio = 0.1;
   int64_t warmup_steps = 100;
-  double weight_decay = 0.1, clip = 1.0;
+  double weight_decay = 0.1, clip = 1.0;           // clip 0: never
   double mtp_lambda = 0.3, mtp_lambda_late = 0.1;  // late: after 10/14.8 of the run, as V3 did
   Balance balance = Balance::bias_sequence;
-  double aux_alpha = -1;     // negative: 1e-4 (sequence), 1e-2 (switch)
+  double aux_alpha = -1;     // -1: 1e-4 (sequence), 1e-2 (switch)
   double bias_speed = 1e-3;  // 0 in the last 0.5/14.8 of the run, as V3 did
   uint64_t seed = 1;
   int64_t min_document_tokens = 0;  // leave shorter documents out (long-context fine-tuning)
+  // validate_every 0: never
   int64_t log_every = 10, validate_every = 250, validate_tokens = 32768;
   int64_t final_validate_tokens = 0;  // of the validation at the end; 0: the whole split
   double checkpoint_minutes = 5, export_minutes = 10;
@@ -81,7 +82,8 @@ struct EvalResult {
 // tokens, evenly spread chunks.
 EvalResult evaluate(kern::train::TrainStep& step, const model::TokenStream& stream,
                     const model::Tokenizer& tokenizer, int64_t context, int64_t max_tokens,
-                    double mtp_lambda = 0.3);
+                    double mtp_lambda = 0.3,
+                    const std::function<void(double share)>& on_progress = {});
 
 // Share of the GEMM peak that a step is expected to reach: its products are narrower than the
 // measured one (K = 48..512) and the rest (softmax, norms, gathers) runs at no GEMM rate at all.
@@ -99,6 +101,8 @@ struct TrainResult {
   model::ModelConfig config;
   std::shared_ptr<kern::train::TrainStep> step;
 };
+// Throws v3b::Error: usage naming the flag of an option out of range (NaN included), and what
+// loading, writing and resuming throw; check_failed when training diverges.
 TrainResult train(const TrainOptions& o);
 // train() with its closing lines on stdout; returns the exit code (DESIGN 4).
 int run_train(const TrainOptions& o);

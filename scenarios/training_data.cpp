@@ -60,7 +60,7 @@ void WindowOrder::batch(int64_t position, int64_t B, int32_t* tokens) {
 
 EvalResult evaluate(kern::train::TrainStep& step, const model::TokenStream& stream,
                     const model::Tokenizer& tokenizer, int64_t context, int64_t max_tokens,
-                    double mtp_lambda) {
+                    double mtp_lambda, const std::function<void(double share)>& on_progress) {
   struct Chunk {
     int64_t begin, inputs;
   };
@@ -103,6 +103,10 @@ EvalResult evaluate(kern::train::TrainStep& step, const model::TokenStream& stre
     r.tokens += l.targets, r.nats += l.nats;
     r.mtp_tokens += l.mtp_targets, r.mtp_nats += l.mtp_nats;
     r.mtp_agree += l.mtp_agree, r.mtp_compared += l.mtp_compared;
+    if (on_progress) {
+      on_progress(static_cast<double>(c0 + static_cast<size_t>(B)) /
+                  static_cast<double>(chunks.size()));
+    }
   }
   return r;
 }

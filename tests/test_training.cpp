@@ -1,14 +1,10 @@
 // The training step: gradients against central differences and against the reference, its three
-// arithmetics against each other, AdamW, the bias update, determinism, and the loop: learning,
-// balance, resuming, export.
+// arithmetics against each other, AdamW, the bias update, determinism. The loop:
+// test_training_loop.cpp.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
-#include <filesystem>
-#include <fstream>
 #include <map>
 
 #include "kernels/core/cpu.h"
@@ -21,7 +17,6 @@
 namespace v3b {
 namespace {
 
-namespace fs = std::filesystem;
 namespace kt = kern::train;
 using kt::Arithmetic;
 
@@ -262,144 +257,6 @@ TEST(TrainStep, ParameterCounts) {
     const kt::ParamTable t = kt::make_param_table(c);
     EXPECT_EQ(t.trainable + t.moe_layers * c.n_routed_experts, count) << name;
   }
-}
-
-class TrainLoop : public testing::Test {
- protected:
-  void SetUp() override {
-    dir_ = fs::temp_directory_path() / ("v3b_train_" + std::to_string(getpid()));
-    fs::remove_all(dir_);
-    fs::create_directories(dir_);
-    for (const char* split : {"train", "validation"}) {
-      std::string text;
-      std::ofstream index(dir_ / (std::string(split) + ".index.tsv"));
-      index << "doc_id\tdomain\tpackage\toffset_bytes\tlength_bytes\n";
-      for (int d = 0; d < 20; ++d) {
-        std::string doc;
-        for (int i = 0; i < 40; ++i)
-          doc += "The same line stands here, number after number: 0 1 2 3 4.\n";
-        index << "doc" << d << "\tprose\tnone\t" << text.size() << "\t" << doc.size() << "\n";
-        text += doc;
-      }
-      std::ofstream(dir_ / (std::string(split) + ".txt")) << text;
-    }
-    model::ModelConfig c = model::load_preset("micro");
-    c.vocab_size = 4096, c.max_position_embeddings = 64;
-    std::ofstream(dir_ / "config.json") << model::config_to_json(c);
-    o_.model = (dir_ / "config.json").string();
-    o_.corpus_dir = dir_.string();
-    o_.batch = 4, o_.lr = 1e-2, o_.warmup_steps = 5, o_.steps = 60, o_.quiet = true;
-    o_.validate_every = 1000;
-  }
-  void TearDown() override { fs::remove_all(dir_); }
-  std::string read(const fs::path& p) const {
-    std::ifstream in(p, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
-  fs::path dir_;
-  scen::TrainOptions o_;
-};
-
-TEST_F(TrainLoop, LearnsARepeatedPattern) {
-  const scen::TrainResult r = scen::train(o_);
-  const auto tok = model::Tokenizer::load(model::model_dir() + "/tiny-v3/tokenizer.model");
-  const auto text = model::tokenize_corpus(model::Corpus::load(o_.corpus_dir, "train"), tok);
-  std::map<int32_t, double> count;
-  for (int32_t id : text.ids) ++count[id];
-  double entropy = 0;
-  for (const auto& [id, n] : count) {
-    const double q = n / double(text.ids.size());
-    entropy -= q * std::log(q);
-  }
-  EXPECT_LT(r.rows.back().loss, 0.5 * entropy);
-  EXPECT_LT(r.validation.loss(), 0.5 * entropy);
-  EXPECT_GT(r.rows[2].mtp_loss, 0);
-}
-
-TEST_F(TrainLoop, BiasBalances) {
-  double tail[2] = {};
-  for (int i = 0; i < 2; ++i) {
-    o_.balance = i == 0 ? scen::Balance::none : scen::Balance::bias;
-    const auto r = scen::train(o_);
-    for (size_t k = r.rows.size() / 2; k < r.rows.size(); ++k)
-      tail[i] += r.rows[k].maxvio_batch_mean;
-  }
-  EXPECT_LT(tail[1], tail[0]);
-}
-
-TEST_F(TrainLoop, EveryStrategyRuns) {
-  o_.steps = 12;
-  for (const char* name : {"none", "switch", "sequence", "bias", "bias+sequence"}) {
-    o_.balance = scen::parse_balance(name);
-    const auto r = scen::train(o_);
-    EXPECT_TRUE(std::isfinite(r.rows.back().loss)) << name;
-    EXPECT_EQ(r.rows.back().aux_loss > 0,
-              std::string(name) != "none" && std::string(name) != "bias");
-  }
-  EXPECT_THROW(scen::parse_balance("sequence+bias"), Error);
-}
-
-// SIGTERM in the middle, then --resume: the same weights, bit by bit, as without interruption.
-TEST_F(TrainLoop, InterruptedAndResumedIsTheSameRun) {
-  o_.steps = 24, o_.log_every = 4;
-  o_.out_dir = (dir_ / "whole").string();
-  scen::train(o_);
-  o_.out_dir = (dir_ / "parts").string();
-  o_.on_row = [](const scen::TrainRow& r) {
-    if (r.step == 12) std::raise(SIGTERM);
-  };
-  EXPECT_TRUE(scen::train(o_).interrupted);
-  o_.on_row = nullptr;
-  o_.resume = true;
-  EXPECT_FALSE(scen::train(o_).interrupted);
-  const char* file = "export-latest/model.safetensors";
-  EXPECT_EQ(read(dir_ / "whole" / file), read(dir_ / "parts" / file));
-  // Every row once, in order, to the end, and those before the interruption kept.
-  std::ifstream csv(dir_ / "parts" / "train.csv");
-  std::string line;
-  std::getline(csv, line);
-  std::vector<int64_t> steps;
-  while (std::getline(csv, line)) steps.push_back(std::stoll(line));
-  EXPECT_TRUE(std::is_sorted(steps.begin(), steps.end(), std::less_equal<>()));
-  ASSERT_GE(steps.size(), 6u);
-  EXPECT_EQ(steps[0], 4);
-  EXPECT_EQ(steps[2], 12);
-  EXPECT_EQ(steps.back(), 24);
-  o_.seed = 2;  // another run's state
-  EXPECT_THROW(scen::train(o_), Error);
-  o_.out_dir = (dir_ / "nothing").string();
-  EXPECT_THROW(scen::train(o_), Error);
-}
-
-// The exported folder loads, and trained further from there starts where the run ended.
-TEST_F(TrainLoop, ExportLoadsAndFineTunes) {
-  o_.steps = 30;
-  o_.out_dir = (dir_ / "run").string();
-  const auto first = scen::train(o_);
-  const auto w = model::load_weights(o_.out_dir + "/export-latest");
-  auto step = kt::make_train_step(w->config, Arithmetic::bf16);
-  scen::set_weights(*step, *w);
-  EXPECT_EQ(step->bias(), first.step->bias());
-  const auto tokens = random_tokens(2 * 65, 4096, 9);
-  const double a = first.step->run({2, 64, tokens.data(), nullptr}, {}, false).nats;
-  const double b = step->run({2, 64, tokens.data(), nullptr}, {}, false).nats;
-  EXPECT_NEAR(a, b, 5e-3 * a);  // the router's float32 weights were rounded to bf16
-  scen::TrainOptions f = o_;
-  f.init_dir = o_.out_dir + "/export-latest", f.out_dir = "", f.steps = 4, f.log_every = 1;
-  f.context = 128, f.lr = 1e-4;
-  f.rope_scaling = model::RopeScaling{};
-  f.rope_scaling->type = model::RopeType::yarn, f.rope_scaling->factor = 2;
-  f.rope_scaling->original_max_position_embeddings = 64;
-  const auto second = scen::train(f);
-  EXPECT_EQ(second.config.max_position_embeddings, 128);
-  EXPECT_LT(second.rows.front().loss, first.rows.front().loss);
-}
-
-TEST_F(TrainLoop, BadOptions) {
-  o_.minutes = 1;  // and steps
-  EXPECT_THROW(scen::train(o_), Error);
-  o_.minutes = 0, o_.corpus_dir = "/nowhere";
-  EXPECT_THROW(scen::train(o_), Error);
 }
 
 }  // namespace

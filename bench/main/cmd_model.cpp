@@ -1,14 +1,36 @@
 // train, logits, generate: what needs a model on disk.
+#include "bench/harness/flags_text.h"
 #include "bench/main/commands.h"
+#include "model/error.h"
 #include "scenarios/generate.h"
 #include "scenarios/logits.h"
 #include "scenarios/training.h"
+#include "scenarios/training_evaluate.h"
 
 namespace v3b::cli {
 namespace {
 
+void add_flags(CLI::App& app, spec::Flags& flags) {
+  app.add_option_function<std::string>(
+      "--flags",
+      [&flags](const std::string& text) { flags = bench::parse_forward_flags(text, "--flags"); },
+      "compatibility flags, router_mask=zero,norm_rounding=hf,... (reference/spec/flags.h)");
+}
+
+// train --evaluate: only what evaluation reads is taken from the training options.
+int run_evaluation(const scen::TrainOptions& o, scen::EvaluateOptions e) {
+  if (o.steps > 0 || o.minutes > 0 || o.resume || !o.out_dir.empty())
+    throw Error(ExitCode::usage, "evaluation trains nothing", "--evaluate",
+                "no --steps, --minutes, --resume, --out (--evaluate-out FILE keeps the result)");
+  e.init_dir = o.init_dir, e.corpus_dir = o.corpus_dir, e.tokenizer = o.tokenizer;
+  e.context = o.context, e.exact = o.exact;
+  set_interrupt_note("nothing was written");
+  return scen::run_evaluate(e);
+}
+
 void add_train(CLI::App& app, Chosen& chosen) {
   auto o = std::make_shared<scen::TrainOptions>();
+  auto e = std::make_shared<scen::EvaluateOptions>();
   auto balance = std::make_shared<std::string>(scen::balance_name(o->balance));
   auto threads = std::make_shared<int64_t>(0);
   auto* sub = app.add_subcommand("train", "trains a V3-shaped model on this CPU");
@@ -26,15 +48,16 @@ void add_train(CLI::App& app, Chosen& chosen) {
   sub->add_option("--min-lr-ratio", o->min_lr_ratio, "last learning rate over the highest");
   sub->add_option("--warmup", o->warmup_steps, "steps of warm-up");
   sub->add_option("--weight-decay", o->weight_decay, "of AdamW");
-  sub->add_option("--clip", o->clip, "largest norm of the gradient");
+  sub->add_option("--clip", o->clip, "largest norm of the gradient (0: any)");
   sub->add_option("--mtp-lambda", o->mtp_lambda, "weight of the MTP loss");
   sub->add_option("--mtp-lambda-late", o->mtp_lambda_late, "its weight late in the run");
   sub->add_option("--balance", *balance, "none, switch, sequence, bias, bias+sequence");
-  sub->add_option("--aux-alpha", o->aux_alpha, "weight of the balance loss");
+  sub->add_option("--aux-alpha", o->aux_alpha,
+                  "weight of the balance loss (-1: the strategy's own)");
   sub->add_option("--bias-speed", o->bias_speed, "u of SPEC 1.18");
   sub->add_option("--min-document-tokens", o->min_document_tokens, "leave shorter documents out");
   sub->add_option("--log-every", o->log_every, "steps a row of train.csv");
-  sub->add_option("--validate-every", o->validate_every, "steps between validations");
+  sub->add_option("--validate-every", o->validate_every, "steps between validations (0: never)");
   sub->add_option("--validate-tokens", o->validate_tokens, "tokens of one");
   sub->add_option("--final-validate-tokens", o->final_validate_tokens,
                   "tokens of the last one (0: all)");
@@ -44,8 +67,17 @@ void add_train(CLI::App& app, Chosen& chosen) {
   sub->add_flag("--exact", o->exact, "float32 GEMMs");
   sub->add_option("--seed", o->seed, "seed of weights and data order");
   sub->add_option("--threads", *threads, "threads (0: all)")->check(CLI::Range(0, 4096));
+  auto* evaluate = sub->add_option(
+      "--evaluate", e->split,
+      "trains nothing: bits per byte of the checkpoint --init on a whole split (heldout or "
+      "validation), beside xz -9e on the same bytes");
+  sub->add_option("--evaluate-out", e->out, "CSV file for its result")->needs(evaluate);
   sub->callback([=, &chosen] {
     chosen.run = [=] {
+      if (evaluate->count() > 0) {
+        prepare_run({.threads = *threads});
+        return run_evaluation(*o, *e);
+      }
       o->balance = scen::parse_balance(*balance);
       prepare_run({.threads = *threads});
       set_interrupt_note(o->out_dir.empty()
@@ -66,7 +98,9 @@ void add_logits(CLI::App& app, Chosen& chosen) {
   sub->add_option("--backend", o->backend, "reference or cpu, or a full backend name");
   sub->add_option("--dtype", o->dtype, "f64, f32 or bf16");
   sub->add_option("--out", o->out, "file to write")->required();
-  sub->add_option("--chunk", o->chunk, "tokens a call (0: all at once)");
+  sub->add_option("--chunk", o->chunk, "tokens a call (default: all at once)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  add_flags(*sub, o->options.flags);
   sub->add_option("--threads", o->threads, "threads (0: all)")->check(CLI::Range(0, 4096));
   sub->callback([=, &chosen] {
     chosen.run = [=] {
@@ -94,6 +128,7 @@ void add_generate(CLI::App& app, Chosen& chosen) {
   sub->add_flag("--sample", *sample, "sample instead of taking the most likely token");
   sub->add_option("--temperature", o->temperature, "of sampling");
   sub->add_option("--top-p", o->top_p, "of sampling");
+  add_flags(*sub, o->flags);
   sub->add_flag("--compare", o->compare, "also decode plainly, compare tokens and speed");
   sub->add_option("--seed", o->seed, "of sampling");
   sub->add_option("--threads", o->threads, "threads (0: all)")->check(CLI::Range(0, 4096));
