@@ -228,11 +228,11 @@ struct MoeExperts {
             s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string&) {
-    // bf16: hidden rounded once and y once (1.66e-3 RMS each, 2.35e-3 together); an element is off
-    // by its own rounding and up to six deviations of the hidden's, in rows of up to 1.2 times the
-    // common size.
+    // bf16: hidden rounded once and y once (1.66e-3 RMS each, 2.35e-3 together). An element is off
+    // by its own rounding and by up to six deviations of the hidden's, 1e-2 of its row's size; y
+    // goes with the square of x, whose outlier channels make rows up to 2.5 times the common size.
     if (s.dtype == spec::DType::bf16)
-      return {.rel_fro = 4e-3, .abs_rms = 1.2e-2, .rel = 0x1p-8 * 1.01};
+      return {.rel_fro = 4e-3, .abs_rms = 2.5e-2, .rel = 0x1p-8 * 1.01};
     // fp32: two products in a chain; sums of k terms in any order.
     const double k = double(std::max({s.d, s.m, s.shared_m}));
     return {.rel_fro = 1e-5, .abs_rms = 16 * std::sqrt(k) * 0x1p-24, .rel = 0x1p-22};
