@@ -31,7 +31,7 @@ struct TableKind {
 const std::vector<TableKind>& table_kinds();
 
 std::string render_table(const std::string& csv_path);  // title and table of one file
-std::string render_all_tables(
-    const std::string& dir);  // every known file there; throws not_found if none
+// Every known file there, bench.csv only with `components`; throws not_found if there is none.
+std::string render_all_tables(const std::string& dir, bool components = true);
 
 }  // namespace v3b::rep

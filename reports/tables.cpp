@@ -7,8 +7,8 @@
 
 namespace v3b::rep {
 
-std::vector<std::string> table_bench(const CsvTable& t);     // table_bench.cpp
-std::vector<std::string> table_kv_cache(const CsvTable& t);  // table_kv_cache.cpp
+std::vector<std::string> table_bench(const CsvTable& t);        // table_bench.cpp
+std::vector<std::string> table_kv_cache(const CsvTable& t);     // table_kv_cache.cpp
 std::vector<std::string> table_expert_load(const CsvTable& t);  // table_expert_load.cpp
 std::vector<std::string> table_yarn_perplexity(const CsvTable& t);
 std::vector<std::string> table_mtp_decoding(const CsvTable& t);
@@ -57,9 +57,10 @@ std::string render_table(const std::string& csv_path) {
   return "## " + file + "\n\n" + table_generic(t)[0] + "\n";
 }
 
-std::string render_all_tables(const std::string& dir) {
+std::string render_all_tables(const std::string& dir, bool components) {
   std::string out;
   for (const auto& k : table_kinds()) {
+    if (!components && std::string(k.file) == "bench.csv") continue;
     const std::string path = dir + "/" + k.file;
     if (std::filesystem::exists(path)) out += (out.empty() ? "" : "\n") + render_table(path);
   }

@@ -25,6 +25,7 @@ struct JobOptions {
   double min_time = 0.2;  // seconds a job
   int rounds = 5;
   bool csv = false;
+  bool brief = false;  // print only what did not pass, and the peaks
 };
 
 void add_selection(CLI::App& app, JobOptions& o) {
@@ -151,14 +152,14 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
   std::unique_ptr<rep::CsvWriter> out;
   if (!o.common.out.empty()) {
     rep::ensure_output_dir(o.common.out);
-    // --resume does again what failed, and when timing also what was only checked (no stop reason); other
-    // seeds and thread counts are other rows.
+    // --resume does again what failed, and when timing also what was only checked (no stop reason);
+    // other seeds and thread counts are other rows.
     std::vector<std::string> keys = rep::bench_key_columns();
     keys.emplace_back("params");
     using Texts = std::set<std::string>;
-    out = std::make_unique<rep::CsvWriter>(
-        o.common.out + "/bench.csv", rep::bench_columns(), keys, o.common.resume,
-        time ? "stop_reason" : "status", time ? Texts{""} : Texts{"failed", "error", "suspect"});
+    out = std::make_unique<rep::CsvWriter>(o.common.out + "/bench.csv", rep::bench_columns(), keys,
+                                           o.common.resume, time ? "stop_reason" : "status",
+                                           time ? Texts{""} : Texts{"failed", "error", "suspect"});
     set_interrupt_note("finished rows are in " + out->path() + ", --resume does the rest");
     rep::write_machine_json(o.common.out);
   }
@@ -168,8 +169,9 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
                 .seed = o.common.seed,
                 .benchmark_args = benchmark_args};
   std::vector<std::vector<std::string>> lines;
-  const RunSummary s =
-      run_jobs(groups, run, out.get(), [&](const rep::Row& r) { lines.push_back(table_line(r)); });
+  const RunSummary s = run_jobs(groups, run, out.get(), [&](const rep::Row& r) {
+    if (!o.brief || r.status != "passed") lines.push_back(table_line(r));
+  });
   if (out) rep::write_machine_json(o.common.out);  // now with the peaks
   using enum rep::Align;
   if (!lines.empty())
@@ -270,6 +272,7 @@ int run_all_jobs(const Common& common, const std::vector<std::string>& benchmark
   o.common = common;
   o.selection.device = common.device;
   o.min_time = common.quick ? 0.1 : 0.2;
+  o.brief = true;
   return run_selected(o, true, benchmark_args);
 }
 

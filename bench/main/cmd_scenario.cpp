@@ -32,7 +32,9 @@ void add_common(CLI::App& app, scen::CommonOptions& o) {
   app.add_option("--corpus", o.corpus, "folder of scripts/build_corpus.py");
   app.add_option("--text", o.text, "a text file instead of the corpus");
   auto* full = app.add_flag("--full", o.full, "everything");
-  app.add_flag_callback("--quick", [] {}, "a minute or less (the default)")->excludes(full);
+  app.add_flag_callback(
+         "--quick", [] {}, "a minute or less (the default)")
+      ->excludes(full);
   app.add_flag("--resume", o.resume, "keep the finished rows and do the rest");
   app.add_option("--seed", o.seed, "seed of all that is random");
   app.add_option("--threads", o.threads, "threads (0: all)")->check(CLI::Range(0, 4096));
@@ -97,8 +99,7 @@ void add_kv_cache(CLI::App& app, Chosen& chosen) {
         add_int_list(sub, "--step-contexts", o.step_contexts,
                      "contexts of the measured decode steps");
         add_int_list(sub, "--step-batches", o.step_batches, "batches of the measured decode steps");
-        add_int_list(sub, "--run-contexts", o.run_contexts,
-                     "lengths that the model itself reads");
+        add_int_list(sub, "--run-contexts", o.run_contexts, "lengths that the model itself reads");
         sub.add_option("--step-gb", o.step_gb, "most bytes that one measured step reads");
         sub.add_option("--step-seconds", o.step_seconds, "samples of one measured step");
         sub.add_flag("!--no-memory", o.measure_memory, "formulas only, no memory is taken");
@@ -219,7 +220,8 @@ int run_all(const Common& common, const std::vector<std::string>& benchmark_args
     if (first_bad == 0) first_bad = code;
   }
   rep::write_machine_json(common.out);
-  fmt::print("\n{}", rep::render_all_tables(common.out));
+  fmt::print("\n{}", rep::render_all_tables(common.out, false));
+  fmt::print("\nAll rows: v3bench table {}\n", common.out);
   return first_bad;
 }
 
