@@ -263,7 +263,12 @@ TEST_P(DecodeLoop, ForcedAcceptanceIsWhatWasAsked) {
     o.drafts = 1;
     o.forced_acceptance = alpha;
     const auto fast = scen::decode(*b, p, o);
-    EXPECT_EQ(scen::first_difference(plain.tokens, fast.tokens), -1);
+    const int64_t at = scen::first_difference(plain.tokens, fast.tokens);
+    if (at >= 0) {  // verifying two rows at once may flip a near-tie in bf16 (SPEC 1.28), and then the oracle is wrong
+      EXPECT_STREQ(GetParam(), "cpu_bf16");
+      EXPECT_LT(plain.margins[size_t(at)], 1e-2) << "alpha " << alpha << " at " << at;
+      continue;
+    }
     const double n = double(fast.stats.drafted[0]), got = double(fast.stats.accepted[0]) / n;
     EXPECT_NEAR(got, alpha, 4 * std::sqrt(alpha * (1 - alpha) / n) + 1e-12);
   }
