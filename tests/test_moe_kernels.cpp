@@ -290,8 +290,9 @@ TEST(MoeKernel, BatchInvariantDecode) {
 TEST(MoeKernel, SteadyStateAllocatesNothing) {
   for (const auto& [xt, wt] : {kPairs[0], kPairs[1], kPairs[2]}) {
     SCOPED_TRACE(spec::dtype_name(xt));
-    Layer big(xt == DType::f32 ? 4 : 8, 256, 80, 16, 4, 80, xt, wt),
-        small(2, 256, 80, 16, 4, 80, xt, wt);
+    // As many rows as the streaming products take; beyond, oneDNN allocates as it likes.
+    const bool dot = xt == DType::bf16 && kern::cpu_features().avx512_bf16;
+    Layer big(dot ? 8 : 4, 256, 80, 16, 4, 80, xt, wt), small(2, 256, 80, 16, 4, 80, xt, wt);
     kern::MoeScratch s;
     const auto a = big.args(), b = small.args();
     for (int i = 0; i < 2; ++i) {
