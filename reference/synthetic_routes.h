@@ -1,5 +1,5 @@
-// Routes with a chosen imbalance, for benchmarks and the expert-load scenario. No libm but
-// exp/log/pow; the same on every thread count.
+// Routes with a chosen imbalance, for benchmarks and the expert-load scenario; they depend on the seed
+// alone, not on the thread count.
 #pragma once
 #include <cstdint>
 #include <vector>
