@@ -153,10 +153,11 @@ EvaluateResult evaluate_split(const EvaluateOptions& o) {
   auto step = kern::train::make_train_step(
       c, o.exact ? kern::train::Arithmetic::f32 : kern::train::Arithmetic::bf16);
   set_weights(*step, *weights);
-  bench::Progress progress("evaluate " + o.split, 1);
+  const auto tokens = static_cast<double>(stream.ids.size());
+  bench::Progress progress("evaluate " + o.split, tokens);
   double shown = 0;
   r.model = evaluate(*step, stream, tokenizer, context, 0, 0.3, [&](double share) {
-    if (!o.quiet) progress.advance(share - shown);
+    if (!o.quiet) progress.advance((share - shown) * tokens);
     shown = share;
   });
   if (!o.quiet) progress.finish();

@@ -47,8 +47,8 @@ found=$(findings 'warning|error' | wc -l)
 errors=$(findings error | wc -l)
 echo "clang-tidy ($build): ${#units[@]} units, $found findings, $errors of them errors"
 findings 'warning|error' | { grep -oE '\[[a-z][a-zA-Z0-9.,-]+\]$' || true; } | sort | uniq -c | sort -rn
-if [ $failed = 1 ] && [ "$found" = 0 ]; then  # it could not run: that is no clean result
-  echo "clang-tidy failed:" >&2
+if [ $failed = 1 ] && [ "$errors" = 0 ]; then  # it could not run: that is no clean result
+  echo "clang-tidy did not finish:" >&2
   tail -5 "$log.err" >&2
 fi
 exit $((unclean + found + failed > 0))
