@@ -1,7 +1,8 @@
 // Type erasure of op.h: TypedOp<Op> implements OpBase through Op's static members.
 #pragma once
+#include <algorithm>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -74,22 +75,22 @@ class TypedOp final : public OpBase {
   }
 
  private:
-  // A size below 1 is allowed for a key only if the op's own cases or defaults have one (s0 = 0, say).
+  // A size below 1 is allowed for a key only as far down as the op's own cases or defaults go (s0 = 0, say).
   static void reject_bad_sizes(const Shape& given) {
-    std::set<std::string> may_be_zero;
+    std::map<std::string, int64_t> least;
     const auto collect = [&](const Shape& s) {
       Shape::visit(s, [&](const char* key, const auto& v) {
         if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
-          if (v < 1) may_be_zero.insert(key);
+          least[key] = std::min({least.try_emplace(key, 1).first->second, v});
       });
     };
     collect(Shape{});
     for (const auto& c : Op::cases()) collect(c.shape);
     Shape::visit(given, [&](const char* key, const auto& v) {
       if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
-        if (v < 0 || (v == 0 && may_be_zero.count(key) == 0))
+        if (v < least.at(key))
           throw Error(ExitCode::usage, std::string("'") + key + "' is too small", std::string("--case of ") + Op::name,
-                      v < 0 ? "at least 0" : "at least 1", std::to_string(v));
+                      "at least " + std::to_string(least.at(key)), std::to_string(v));
     });
   }
   static CaseInfo info(const Case<Shape>& c) {
