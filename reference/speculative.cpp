@@ -14,16 +14,21 @@ std::vector<double> sampling_distribution(std::span<const float> logits, double 
   for (size_t i = 0; i < p.size(); ++i) total += p[i] = std::exp((logits[i] - mx) / temperature);
   for (double& v : p) v /= total;
   if (top_p >= 1) return p;
-  std::vector<int32_t> order(p.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return p[size_t(a)] != p[size_t(b)] ? p[size_t(a)] > p[size_t(b)] : a < b;
-  });
+  // Largest first, ties to the lower id; a heap, since few are needed of a large vocabulary.
+  std::vector<int32_t> heap(p.size());
+  std::iota(heap.begin(), heap.end(), 0);
+  const auto after = [&](int32_t a, int32_t b) {
+    return p[size_t(a)] != p[size_t(b)] ? p[size_t(a)] < p[size_t(b)] : a > b;
+  };
+  std::make_heap(heap.begin(), heap.end(), after);
   double kept = 0;
-  size_t n = 0;
-  while (n < order.size() && kept < top_p) kept += p[size_t(order[n++])];
+  auto rest = heap.end();  // [rest, end): taken
+  while (rest != heap.begin() && kept < top_p) {
+    std::pop_heap(heap.begin(), rest, after);
+    kept += p[size_t(*--rest)];
+  }
   std::vector<double> out(p.size(), 0.0);
-  for (size_t i = 0; i < n; ++i) out[size_t(order[i])] = p[size_t(order[i])] / kept;
+  for (auto t = rest; t != heap.end(); ++t) out[size_t(*t)] = p[size_t(*t)] / kept;
   return out;
 }
 
