@@ -50,8 +50,9 @@ std::string title_of(const CsvTable& t, size_t i) {
   const std::string& steps = t.cell(i, "finetune_steps");
   if (steps != "0" && !steps.empty()) {
     std::string contexts = t.cell(i, "finetune_contexts");
-    for (size_t at; (at = contexts.find(' ')) != std::string::npos;)
-      contexts.replace(at, 1, ", then ");
+    const std::string_view then = ", then ";
+    for (size_t at = 0; (at = contexts.find(' ', at)) != std::string::npos; at += then.size())
+      contexts.replace(at, 1, then);
     s += ", fine-tuned " + steps + " steps a phase at " + contexts + " tokens";
   }
   return s + " (" + t.cell(i, "token_set") + ", " + t.cell(i, "backend") + ")";
