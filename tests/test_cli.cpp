@@ -208,6 +208,18 @@ TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {
   EXPECT_NE(r.out.find("already done"), std::string::npos);
 }
 
+TEST_F(Cli, AFinishedBenchHasNothingLeftToResume) {
+  const std::string args =
+      "bench --op rmsnorm --case T=2,d=64 --threads 1 --min-time 0.01 --out res";
+  ASSERT_EQ(run(args).code, 0);
+  const size_t rows = bench_csv("res").rows.size();
+  const std::string before = slurp(dir_ + "/res/bench.csv");
+  const Result r = run(args + " --resume");
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.out.find(std::to_string(rows) + " already done"), std::string::npos) << r.out;
+  EXPECT_EQ(slurp(dir_ + "/res/bench.csv"), before);
+}
+
 TEST_F(Cli, SupportAndListAndInfo) {
   const Result s = run("support --op rmsnorm");
   EXPECT_EQ(s.code, 0);

@@ -367,6 +367,7 @@ TEST(RunLoop, OnlyWhatPassedIsTimedAndWhatBreaksLaterFails) {
   EXPECT_NE(broken.reason.find("after timing: y[1]"), std::string::npos) << broken.reason;
   EXPECT_FALSE(broken.timed());
   EXPECT_FALSE(rows.at("toy.cpu_good/n=3,dtype=f32").timed()) << "check-only";
+  EXPECT_EQ(rows.at("toy.cpu_good/n=3,dtype=f32").stop_reason, "check_only");
 }
 
 TEST(RunLoop, ColdCachesAreTimedToo) {

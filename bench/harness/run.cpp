@@ -147,6 +147,8 @@ std::vector<rep::Row> run_group(const JobGroup& g, const RunOptions& o, Timer* t
     if (cost.flop > 0) r.flop = cost.flop;
     if (cost.bytes > 0) r.bytes = cost.bytes;
     if (r.status == "passed") to_time.push_back(how);
+    // Says that nothing is left to do, so that --resume keeps the row.
+    if (o.time && g.info.check_only && r.status == "passed") r.stop_reason = "check_only";
     rows.push_back(std::move(r));
     progress.advance(o.time && !g.info.check_only ? 0.5 : 1);
   }
