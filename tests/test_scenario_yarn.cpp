@@ -276,6 +276,21 @@ TEST_F(YarnRun, TableFromTheFileAlone) {
   EXPECT_NE(table.find("mean over windows"), std::string::npos);
 }
 
+TEST(YarnTable, FineTunedRows) {
+  const std::string dir = (fs::temp_directory_path() / "v3b_test_yarn_tuned").string();
+  fs::remove_all(dir);
+  fs::create_directories(dir);
+  std::ofstream(dir + "/yarn_perplexity.csv")
+      << "kind,model,finetune_steps,finetune_contexts,variant,factor,trained_context,bin_begin,"
+         "bin_end,ppl,vs_untuned_nll,vs_untuned_low,vs_untuned_high,status\n"
+         "document,m,3,1024 2048,yarn,4,512,0,512,,,,,ok\n"
+         "bin,m,3,1024 2048,yarn,4,512,0,512,51.5,-0.1,-0.2,-0.05,ok\n"
+         "bin,m,3,1024 2048,yarn,4,512,512,2048,84.9,-0.1,-0.2,0.05,ok\n";
+  const std::string table = rep::render_table(dir + "/yarn_perplexity.csv");
+  EXPECT_NE(table.find("3 steps a phase at 1024, then 2048 tokens"), std::string::npos);
+  EXPECT_NE(table.find("-0.100 [-0.200, +0.050]"), std::string::npos);
+}
+
 TEST_F(YarnRun, BadInput) {
   const auto code = [&](auto change) {
     scen::YarnOptions o = o_;
