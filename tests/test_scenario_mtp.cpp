@@ -11,6 +11,7 @@
 #include "reference/speculative.h"
 #include "reports/table.h"
 #include "scenarios/mtp_decoding.h"
+#include "tests/described_columns.h"
 
 namespace v3b {
 namespace {
@@ -227,20 +228,7 @@ TEST_F(MtpRun, BadInput) {
 
 TEST_F(MtpRun, EveryColumnIsDescribed) {
   const auto t = run();
-  std::ifstream in(std::string(V3B_SOURCE_DIR) + "/reports/README.md");
-  std::ostringstream text;
-  text << in.rdbuf();
-  const std::string all = text.str();
-  const size_t begin = all.find("## mtp_decoding.csv"), end = all.find("\n## ", begin + 1);
-  ASSERT_NE(begin, std::string::npos);
-  const std::string section = all.substr(begin, end - begin);
-  for (const auto& c : t.header) {
-    bool identity = false;
-    for (const auto& i : rep::identity_columns()) identity = identity || i == c;
-    if (!identity) {
-      EXPECT_NE(section.find("`" + c + "`"), std::string::npos) << c;
-    }
-  }
+  expect_columns_described("mtp_decoding.csv", t.header);
 }
 
 }  // namespace

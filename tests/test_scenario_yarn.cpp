@@ -13,6 +13,7 @@
 #include "reports/table.h"
 #include "scenarios/backend_factory.h"
 #include "scenarios/yarn_perplexity.h"
+#include "tests/described_columns.h"
 
 namespace v3b {
 namespace {
@@ -318,20 +319,7 @@ TEST_F(YarnRun, BadInput) {
 
 TEST_F(YarnRun, EveryColumnIsDescribed) {
   const auto t = run();
-  std::ifstream in(std::string(V3B_SOURCE_DIR) + "/reports/README.md");
-  std::ostringstream text;
-  text << in.rdbuf();
-  const std::string all = text.str();
-  const size_t begin = all.find("## yarn_perplexity.csv"), end = all.find("\n## ", begin + 1);
-  ASSERT_NE(begin, std::string::npos);
-  const std::string section = all.substr(begin, end - begin);
-  for (const auto& c : t.header) {
-    bool identity = false;
-    for (const auto& i : rep::identity_columns()) identity = identity || i == c;
-    if (!identity) {
-      EXPECT_NE(section.find("`" + c + "`"), std::string::npos) << c;
-    }
-  }
+  expect_columns_described("yarn_perplexity.csv", t.header);
 }
 
 }  // namespace
