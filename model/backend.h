@@ -17,7 +17,7 @@ enum class LogitsOf { none, last, all };
 
 struct ForwardOptions {
   LogitsOf logits = LogitsOf::last;
-  bool hidden = false;        // what MTP consumes: post-model.norm state (or pre-norm, flag mtp_hidden)
+  bool hidden = false;  // what MTP consumes: post-model.norm state (or pre-norm, flag mtp_hidden)
   bool layer_hidden = false;  // residual stream: [0] embedding output, [l+1] after layer l
   bool routes = false;
 };
@@ -25,7 +25,8 @@ struct LayerRoutes {
   int64_t layer = 0, K = 0;
   std::vector<int32_t> idx;   // [T,K], larger weight order not promised
   std::vector<float> weight;  // [T,K]
-  std::vector<float> gap;     // [T] how far the choice is from changing (score units); reference backends only
+  std::vector<float>
+      gap;  // [T] how far the choice is from changing (score units); reference backends only
 };
 struct ForwardResult {
   int64_t T = 0;
@@ -39,22 +40,22 @@ struct ForwardResult {
 class Sequence {
  public:
   virtual ~Sequence() = default;
-  virtual int64_t length() const = 0;        // tokens in the main cache
-  virtual int64_t mtp_length() const = 0;    // rows in the MTP cache
-  virtual void truncate(int64_t length) = 0;      // drop main rows past `length`
+  virtual int64_t length() const = 0;         // tokens in the main cache
+  virtual int64_t mtp_length() const = 0;     // rows in the MTP cache
+  virtual void truncate(int64_t length) = 0;  // drop main rows past `length`
   virtual void mtp_truncate(int64_t length) = 0;
-  virtual int64_t cache_bytes() const = 0;   // what the allocator really holds for this sequence
+  virtual int64_t cache_bytes() const = 0;  // what the allocator really holds for this sequence
 };
 
 struct BackendOptions {
   spec::Flags flags;
-  int64_t threads = 0;         // 0: all
-  int64_t max_context = 0;     // 0: config.max_position_embeddings
-  int64_t page_size = 64;      // rows a cache page
+  int64_t threads = 0;            // 0: all
+  int64_t max_context = 0;        // 0: config.max_position_embeddings
+  int64_t page_size = 64;         // rows a cache page
   bool absorbed_prefill = false;  // use the absorbed form for prefill too
 };
 
-struct BatchItem {             // one sequence's share of a batched call
+struct BatchItem {  // one sequence's share of a batched call
   Sequence* sequence;
   std::span<const int32_t> ids;
 };
@@ -62,13 +63,15 @@ struct BatchItem {             // one sequence's share of a batched call
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;      // e.g. "cpu_bf16"
+  virtual std::string name() const = 0;  // e.g. "cpu_bf16"
   virtual const ModelConfig& config() const = 0;
   virtual std::unique_ptr<Sequence> new_sequence() = 0;
   // Appends ids (any count >= 1) to the sequence at positions length()...; token ids out of range throw.
-  virtual ForwardResult forward(Sequence& seq, std::span<const int32_t> ids, const ForwardOptions& o) = 0;
+  virtual ForwardResult forward(Sequence& seq, std::span<const int32_t> ids,
+                                const ForwardOptions& o) = 0;
   // Batched: results in order. Linear layers run over all tokens together.
-  virtual std::vector<ForwardResult> forward_batch(std::span<const BatchItem> items, const ForwardOptions& o) = 0;
+  virtual std::vector<ForwardResult> forward_batch(std::span<const BatchItem> items,
+                                                   const ForwardOptions& o) = 0;
   // MTP rows (SPEC 1.25, 1.32): row j consumes next_ids[j] = t_{i+1} and hidden row j = h_i; appended to the
   // MTP cache at positions mtp_length().... result.logits over the shared head, result.hidden the
   // post-shared_head.norm state (for recycling in chained drafts).

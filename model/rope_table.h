@@ -20,7 +20,8 @@ RopeFreqs rope_freqs(const ModelConfig& c, const spec::Flags& flags, int64_t con
 
 struct RopeTable {
   int64_t positions = 0, half = 0;
-  std::vector<float> cos, sin;    // [positions, d_r/2], built in float64, rounded once, multiplier included
+  std::vector<float> cos,
+      sin;  // [positions, d_r/2], built in float64, rounded once, multiplier included
 };
 RopeTable make_rope_table(const RopeFreqs& f, int64_t first_position, int64_t positions);
 

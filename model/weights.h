@@ -17,54 +17,61 @@ namespace v3b::model {
 struct TensorView {
   std::string name;
   spec::DType dtype = spec::DType::f32;
-  std::vector<int64_t> shape;          // [out, in] or [n]
-  const void* data = nullptr;          // may be unaligned for its type: read through memcpy or byte loads
-  const float* scale_inv = nullptr;    // [ceil(out/128), ceil(in/128)] row-major, FP8 only, else null
+  std::vector<int64_t> shape;  // [out, in] or [n]
+  const void* data = nullptr;  // may be unaligned for its type: read through memcpy or byte loads
+  const float* scale_inv = nullptr;  // [ceil(out/128), ceil(in/128)] row-major, FP8 only, else null
   bool present() const { return data != nullptr; }
-  int64_t numel() const { int64_t n = 1; for (auto s : shape) n *= s; return n; }
+  int64_t numel() const {
+    int64_t n = 1;
+    for (auto s : shape) n *= s;
+    return n;
+  }
   int64_t rows() const { return shape.empty() ? 0 : shape[0]; }
   int64_t cols() const { return shape.size() > 1 ? shape[1] : 1; }
 };
 
-struct MlaWeights {                     // shapes: SPEC 1.6
-  TensorView q_proj;                    // [n_h*d_qk, d], only if q_lora_rank == 0
+struct MlaWeights {                              // shapes: SPEC 1.6
+  TensorView q_proj;                             // [n_h*d_qk, d], only if q_lora_rank == 0
   TensorView q_a_proj, q_a_layernorm, q_b_proj;  // [d_q,d] [d_q] [n_h*d_qk,d_q]
-  TensorView kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj;  // [d_c+d_r,d] [d_c] [n_h*(d_n+d_v),d_c]
-  TensorView o_proj;                    // [d, n_h*d_v]
+  TensorView kv_a_proj_with_mqa, kv_a_layernorm,
+      kv_b_proj;      // [d_c+d_r,d] [d_c] [n_h*(d_n+d_v),d_c]
+  TensorView o_proj;  // [d, n_h*d_v]
 };
-struct FfnWeights { TensorView gate_proj, up_proj, down_proj; };  // [m,d] [m,d] [d,m]
+struct FfnWeights {
+  TensorView gate_proj, up_proj, down_proj;
+};  // [m,d] [m,d] [d,m]
 struct MoeWeights {
-  TensorView gate;                      // [E,d]
-  TensorView e_score_correction_bias;   // [E] f32 (absent for softmax routers)
-  std::vector<FfnWeights> experts;      // E
-  FfnWeights shared;                    // width N_s*m; absent tensors if N_s == 0
+  TensorView gate;                     // [E,d]
+  TensorView e_score_correction_bias;  // [E] f32 (absent for softmax routers)
+  std::vector<FfnWeights> experts;     // E
+  FfnWeights shared;                   // width N_s*m; absent tensors if N_s == 0
 };
 struct LayerWeights {
   TensorView input_layernorm, post_attention_layernorm;  // [d]
   MlaWeights attn;
   bool is_moe = false;
-  FfnWeights mlp;                       // if !is_moe
-  MoeWeights moe;                       // if is_moe
+  FfnWeights mlp;  // if !is_moe
+  MoeWeights moe;  // if is_moe
 };
-struct MtpWeights {                     // model.layers.{L+k}
-  TensorView enorm, hnorm, eh_proj;     // [d] [d] [d,2d]
+struct MtpWeights {                  // model.layers.{L+k}
+  TensorView enorm, hnorm, eh_proj;  // [d] [d] [d,2d]
   LayerWeights layer;
-  TensorView shared_head_norm;          // [d]
+  TensorView shared_head_norm;                // [d]
   TensorView embed_tokens, shared_head_head;  // own copies if stored, else views of the main ones
 };
 struct ModelWeights {
   ModelConfig config;
   TensorView embed_tokens, norm, lm_head;
   std::vector<LayerWeights> layers;
-  std::vector<MtpWeights> mtp;          // empty if not stored or not requested
+  std::vector<MtpWeights> mtp;  // empty if not stored or not requested
   std::vector<std::string> warnings;
-  std::shared_ptr<void> storage;        // keeps the mapping or the buffers alive
+  std::shared_ptr<void> storage;  // keeps the mapping or the buffers alive
 };
 using WeightsPtr = std::shared_ptr<const ModelWeights>;
 
 struct LoadOptions {
-  bool load_mtp = true;                 // require MTP tensors when num_nextn_predict_layers > 0
-  bool scan_payload = true;             // reject NaN codes in FP8 and non-finite scales and biases
+  bool load_mtp = true;      // require MTP tensors when num_nextn_predict_layers > 0
+  bool scan_payload = true;  // reject NaN codes in FP8 and non-finite scales and biases
 };
 // dir holds config.json and model.safetensors, or model.safetensors.index.json with its shards.
 // Throws v3b::Error for every rule of SPEC 2.3 (6 and 7 here) with file and tensor name.

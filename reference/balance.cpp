@@ -7,7 +7,8 @@
 namespace v3b::ref {
 
 template <class S>
-S switch_loss(int64_t T, int64_t E, int64_t K, const S* probs, const int32_t* idx, S alpha, S* dprobs) {
+S switch_loss(int64_t T, int64_t E, int64_t K, const S* probs, const int32_t* idx, S alpha,
+              S* dprobs) {
   std::vector<S> f(E, 0), P(E, 0);
   for (int64_t i = 0; i < T * K; ++i) f[idx[i]] += S(1) / S(T * K);
   for (int64_t t = 0; t < T; ++t)
@@ -21,8 +22,8 @@ S switch_loss(int64_t T, int64_t E, int64_t K, const S* probs, const int32_t* id
 }
 
 template <class S>
-S sequence_loss(int64_t T, int64_t E, int64_t K, const S* scores, const int32_t* idx, spec::BalanceF f_source,
-                S alpha, S* dscores) {
+S sequence_loss(int64_t T, int64_t E, int64_t K, const S* scores, const int32_t* idx,
+                spec::BalanceF f_source, S alpha, S* dscores) {
   std::vector<S> f(E, 0), P(E, 0), sum(T, 0);
   const S unit = S(E) / S(K * T);
   std::vector<int32_t> order(E);
@@ -32,7 +33,8 @@ S sequence_loss(int64_t T, int64_t E, int64_t K, const S* scores, const int32_t*
       for (int64_t k = 0; k < K; ++k) f[idx[t * K + k]] += unit;
     } else {
       std::iota(order.begin(), order.end(), 0);
-      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return s[a] > s[b]; });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int32_t a, int32_t b) { return s[a] > s[b]; });
       for (int64_t k = 0; k < K; ++k) f[order[k]] += unit;
     }
     for (int64_t e = 0; e < E; ++e) sum[t] += s[e];
@@ -61,7 +63,8 @@ void bias_update(int64_t E, const int64_t* counts, S u, S* bias) {
 }
 
 LoadMetrics load_metrics(int64_t E, const int64_t* load) {
-  const double mean = static_cast<double>(std::accumulate(load, load + E, int64_t{0})) / static_cast<double>(E);
+  const double mean =
+      static_cast<double>(std::accumulate(load, load + E, int64_t{0})) / static_cast<double>(E);
   LoadMetrics m{};
   if (mean == 0) {
     m.dead = E;
@@ -99,9 +102,10 @@ double max_vio_noise_floor(int64_t E, int64_t K, int64_t T) {
   return expected * std::sqrt(static_cast<double>(E) / static_cast<double>(K * T));
 }
 
-#define V3B_INSTANTIATE(S)                                                                                  \
-  template S switch_loss<S>(int64_t, int64_t, int64_t, const S*, const int32_t*, S, S*);                    \
-  template S sequence_loss<S>(int64_t, int64_t, int64_t, const S*, const int32_t*, spec::BalanceF, S, S*);  \
+#define V3B_INSTANTIATE(S)                                                                         \
+  template S switch_loss<S>(int64_t, int64_t, int64_t, const S*, const int32_t*, S, S*);           \
+  template S sequence_loss<S>(int64_t, int64_t, int64_t, const S*, const int32_t*, spec::BalanceF, \
+                              S, S*);                                                              \
   template void bias_update<S>(int64_t, const int64_t*, S, S*);
 V3B_INSTANTIATE(float)
 V3B_INSTANTIATE(double)

@@ -101,7 +101,8 @@ template <class S>
 void mla_decode_paged(const MlaPagedShape& m, const S* q_abs, const S* cache,
                       const int32_t* block_table, const int32_t* cache_seqlens, S* o_lat, S* lse) {
   const int64_t d = m.d_c + m.d_r, rows = m.s_q * m.n_h;
-  std::vector<S, Eigen::aligned_allocator<S>> kv;  // the same order of sums wherever the heap puts it
+  std::vector<S, Eigen::aligned_allocator<S>>
+      kv;  // the same order of sums wherever the heap puts it
   std::vector<S> lse_rows(lse ? rows : 0);
   for (int64_t b = 0; b < m.B; ++b) {
     const int64_t s = cache_seqlens[b];

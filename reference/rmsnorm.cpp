@@ -14,11 +14,16 @@ using Row = Eigen::Map<const Eigen::Array<S, 1, Eigen::Dynamic>>;
 template <class S>
 S round_to(S v, spec::DType dtype) {
   switch (dtype) {
-    case spec::DType::f32: return static_cast<S>(static_cast<float>(v));
-    case spec::DType::bf16: return static_cast<S>(spec::to_float(spec::to_bf16(static_cast<float>(v))));
-    case spec::DType::f16: return static_cast<S>(spec::to_float(spec::to_f16(static_cast<float>(v))));
-    case spec::DType::f8e4m3: return static_cast<S>(spec::to_float(spec::to_f8e4m3(static_cast<float>(v))));
-    default: return v;
+    case spec::DType::f32:
+      return static_cast<S>(static_cast<float>(v));
+    case spec::DType::bf16:
+      return static_cast<S>(spec::to_float(spec::to_bf16(static_cast<float>(v))));
+    case spec::DType::f16:
+      return static_cast<S>(spec::to_float(spec::to_f16(static_cast<float>(v))));
+    case spec::DType::f8e4m3:
+      return static_cast<S>(spec::to_float(spec::to_f8e4m3(static_cast<float>(v))));
+    default:
+      return v;
   }
 }
 
@@ -38,7 +43,8 @@ void rmsnorm(int64_t T, int64_t d, S eps, const S* x, const S* w, S* y, spec::No
 }
 
 template <class S>
-void rmsnorm_backward(int64_t T, int64_t d, S eps, const S* x, const S* w, const S* dy, S* dx, S* dw) {
+void rmsnorm_backward(int64_t T, int64_t d, S eps, const S* x, const S* w, const S* dy, S* dx,
+                      S* dw) {
   const Rows<S> X(x, T, d), dY(dy, T, d);
   const Row<S> W(w, d);
   Eigen::Map<Eigen::Array<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> dX(dx, T, d);
@@ -51,10 +57,10 @@ void rmsnorm_backward(int64_t T, int64_t d, S eps, const S* x, const S* w, const
   }
 }
 
-#define V3B_INSTANTIATE(S)                                                                          \
-  template S round_to<S>(S, spec::DType);                                                           \
-  template void rmsnorm<S>(int64_t, int64_t, S, const S*, const S*, S*, spec::NormRounding,         \
-                           spec::DType);                                                            \
+#define V3B_INSTANTIATE(S)                                                                  \
+  template S round_to<S>(S, spec::DType);                                                   \
+  template void rmsnorm<S>(int64_t, int64_t, S, const S*, const S*, S*, spec::NormRounding, \
+                           spec::DType);                                                    \
   template void rmsnorm_backward<S>(int64_t, int64_t, S, const S*, const S*, const S*, S*, S*);
 V3B_INSTANTIATE(float)
 V3B_INSTANTIATE(double)

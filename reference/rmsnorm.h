@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "reference/spec/flags.h"
 #include "reference/spec/dtype.h"
+#include "reference/spec/flags.h"
 
 namespace v3b::ref {
 
@@ -14,7 +14,8 @@ void rmsnorm(int64_t T, int64_t d, S eps, const S* x, const S* w, S* y,
              spec::DType storage = spec::DType::f64);
 // Given dy [T,d]: dx [T,d] is overwritten, dw [d] is accumulated.
 template <class S>
-void rmsnorm_backward(int64_t T, int64_t d, S eps, const S* x, const S* w, const S* dy, S* dx, S* dw);
+void rmsnorm_backward(int64_t T, int64_t d, S eps, const S* x, const S* w, const S* dy, S* dx,
+                      S* dw);
 
 // v rounded to a storage dtype and back (identity for f64; for f32 when S is double it rounds to float).
 template <class S>

@@ -79,7 +79,8 @@ Routes<S> route(const spec::RouterConfig& c, int64_t T, const S* logits, const S
       gap = margin(g, c.M);
       std::vector<char> kept(c.G, 0);
       for (int32_t j : top_n(g, c.M)) kept[j] = 1;
-      const S masked = c.router_mask == spec::RouterMask::neg_inf ? -std::numeric_limits<S>::infinity() : S(0);
+      const S masked =
+          c.router_mask == spec::RouterMask::neg_inf ? -std::numeric_limits<S>::infinity() : S(0);
       for (int64_t e = 0; e < c.E; ++e)
         if (!kept[e / (c.E / c.G)]) biased[e] = masked;
     }
@@ -91,15 +92,16 @@ Routes<S> route(const spec::RouterConfig& c, int64_t T, const S* logits, const S
     if (c.gate_eps == spec::GateEps::eps_1e20) sum += S(1e-20);
     for (int64_t k = 0; k < c.K; ++k) {
       r.idx[t * c.K + k] = chosen[k];
-      r.weight[t * c.K + k] = (normalise ? s[chosen[k]] / sum : s[chosen[k]]) * gate_scale<S>(c, normalise);
+      r.weight[t * c.K + k] =
+          (normalise ? s[chosen[k]] / sum : s[chosen[k]]) * gate_scale<S>(c, normalise);
     }
   }
   return r;
 }
 
 template <class S>
-void route_backward(const spec::RouterConfig& c, const Routes<S>& r, const S* dweight, const S* extra_dscores,
-                    S* dlogits) {
+void route_backward(const spec::RouterConfig& c, const Routes<S>& r, const S* dweight,
+                    const S* extra_dscores, S* dlogits) {
   const bool normalise = c.norm_topk_prob && c.K > 1;
   const S scale = gate_scale<S>(c, normalise);
   std::vector<S> ds(c.E);
@@ -127,9 +129,10 @@ void route_backward(const spec::RouterConfig& c, const Routes<S>& r, const S* dw
   }
 }
 
-#define V3B_INSTANTIATE(S)                                                                       \
-  template Routes<S> route<S>(const spec::RouterConfig&, int64_t, const S*, const S*);           \
-  template void route_backward<S>(const spec::RouterConfig&, const Routes<S>&, const S*, const S*, S*);
+#define V3B_INSTANTIATE(S)                                                                         \
+  template Routes<S> route<S>(const spec::RouterConfig&, int64_t, const S*, const S*);             \
+  template void route_backward<S>(const spec::RouterConfig&, const Routes<S>&, const S*, const S*, \
+                                  S*);
 V3B_INSTANTIATE(float)
 V3B_INSTANTIATE(double)
 

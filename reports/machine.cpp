@@ -160,9 +160,11 @@ void write_machine_json(const std::string& dir) {
   // A later process of the same machine that probed less keeps what an earlier one measured here.
   if (std::ifstream in(path); in) {
     const auto old = nlohmann::ordered_json::parse(in, nullptr, false);
-    if (old.is_object() && old.value("machine", "") == c.id && old.contains("peaks") && old["peaks"].is_object())
+    if (old.is_object() && old.value("machine", "") == c.id && old.contains("peaks") &&
+        old["peaks"].is_object())
       for (const auto& [name, value] : old["peaks"].items())
-        if (value.is_number() && !(j["peaks"].contains(name) && j["peaks"][name] >= value)) j["peaks"][name] = value;
+        if (value.is_number() && !(j["peaks"].contains(name) && j["peaks"][name] >= value))
+          j["peaks"][name] = value;
   }
   const std::string temporary = path + ".tmp." + std::to_string(getpid());
   std::ofstream out(temporary, std::ios::binary);

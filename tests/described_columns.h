@@ -12,7 +12,8 @@
 
 namespace v3b {
 
-inline void expect_columns_described(const std::string& file, const std::vector<std::string>& header) {
+inline void expect_columns_described(const std::string& file,
+                                     const std::vector<std::string>& header) {
   std::ifstream in(std::string(V3B_SOURCE_DIR) + "/reports/README.md");
   std::ostringstream text;
   text << in.rdbuf();

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -364,9 +363,10 @@ TEST(MlaReference, PagedIsContiguousBitwise) {
       const int64_t s = static_cast<int64_t>(sequences[b].size()) / d;
       Vec o(s_q * n_h * d_c), lse(s_q * n_h);
       // Eigen sums small products in an order that depends on the address: the same alignment on both sides.
-      const std::vector<double, Eigen::aligned_allocator<double>> rows(sequences[b].begin(), sequences[b].end());
-      mla_latent_core(s_q, s - s_q, n_h, d_c, d_r, scale, q.data() + b * s_q * n_h * d, rows.data(), o.data(),
-                      lse.data());
+      const std::vector<double, Eigen::aligned_allocator<double>> rows(sequences[b].begin(),
+                                                                       sequences[b].end());
+      mla_latent_core(s_q, s - s_q, n_h, d_c, d_r, scale, q.data() + b * s_q * n_h * d, rows.data(),
+                      o.data(), lse.data());
       expect_o.insert(expect_o.end(), o.begin(), o.end());
       for (int64_t h = 0; h < n_h; ++h)
         for (int64_t i = 0; i < s_q; ++i) expect_lse.push_back(lse[i * n_h + h]);
@@ -379,7 +379,8 @@ TEST(MlaReference, PagedIsContiguousBitwise) {
         mla_decode_paged(p.shape, q.data(), p.cache.data(), p.table.data(), p.seqlens.data(),
                          o.data(), lse.data());
         // Equal to the last bit; the zero of a row that sees no key may have either sign.
-        for (size_t i = 0; i < o.size(); ++i) EXPECT_TRUE(o[i] == expect_o[i]) << "page " << page << " element " << i;
+        for (size_t i = 0; i < o.size(); ++i)
+          EXPECT_TRUE(o[i] == expect_o[i]) << "page " << page << " element " << i;
         EXPECT_EQ(0, std::memcmp(lse.data(), expect_lse.data(), lse.size() * sizeof(double)));
       }
     // seqlen 0 gives zeros and +inf

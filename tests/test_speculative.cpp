@@ -264,7 +264,8 @@ TEST_P(DecodeLoop, ForcedAcceptanceIsWhatWasAsked) {
     o.forced_acceptance = alpha;
     const auto fast = scen::decode(*b, p, o);
     const int64_t at = scen::first_difference(plain.tokens, fast.tokens);
-    if (at >= 0) {  // verifying two rows at once may flip a near-tie in bf16 (SPEC 1.28), and then the oracle is wrong
+    if (at >=
+        0) {  // verifying two rows at once may flip a near-tie in bf16 (SPEC 1.28), and then the oracle is wrong
       EXPECT_STREQ(GetParam(), "cpu_bf16");
       EXPECT_LT(plain.margins[size_t(at)], 1e-2) << "alpha " << alpha << " at " << at;
       continue;

@@ -29,15 +29,21 @@ class HostTensor {
   int64_t bytes() const { return numel() * spec::dtype_bytes(dtype_); }
   void* data() { return data_; }
   const void* data() const { return data_; }
-  template <class T> T* as() { return static_cast<T*>(data()); }
-  template <class T> const T* as() const { return static_cast<const T*>(data()); }
+  template <class T>
+  T* as() {
+    return static_cast<T*>(data());
+  }
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data());
+  }
 
-  double get(int64_t i) const;             // element as double (exact)
-  void set(int64_t i, double v);           // rounded to dtype (RNE, f8 saturating)
+  double get(int64_t i) const;    // element as double (exact)
+  void set(int64_t i, double v);  // rounded to dtype (RNE, f8 saturating)
   std::vector<double> to_doubles() const;
   void read(int64_t first, int64_t n, double* out) const;  // elements [first, first+n) as doubles
-  void poison();                           // back to NaN / 0x5A
-  void fill_nan_rows(int64_t first_row, int64_t rows);  // rows of the first dimension become NaN
+  void poison();                                           // back to NaN / 0x5A
+  void fill_nan_rows(int64_t first_row, int64_t rows);     // rows of the first dimension become NaN
   bool canaries_intact() const;
 
   // The fills of law 3 (values already rounded to dtype; deterministic in seed and name, any thread count).

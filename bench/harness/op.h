@@ -34,19 +34,20 @@ namespace v3b::bench {
 
 enum class Fill { real, exact };
 enum class CacheState { hot, cold };
-enum class Size { quick, standard, full };  // quick: always; standard: bench without flags; full: --full only
+// quick: always; standard: bench without flags; full: --full only
+enum class Size { quick, standard, full };
 
 template <class Shape>
 struct Case {
   Shape shape;
   Size size = Size::standard;
-  bool check_only = false;        // odd little shapes that are worth no time
+  bool check_only = false;  // odd little shapes that are worth no time
   CacheState cache = CacheState::cold;
 };
 
 struct Cost {
-  double flop = 0;                // multiply-add = 2
-  double bytes = 0;               // least bytes: every operand once
+  double flop = 0;   // multiply-add = 2
+  double bytes = 0;  // least bytes: every operand once
   // Which peaks bound it: "f32" | "bf16" | "f64" | "int8" compute roof beside the read bandwidth.
   const char* compute_roof = "f32";
 };
@@ -54,21 +55,23 @@ struct Cost {
 // Judged per element and by norm, NaN fails (law 2). bound_i = abs_rms * rms(expected) + rel * |expected_i| + abs.
 // All zeros: bitwise equality of values.
 struct Tolerance {
-  double rel_fro = 0;             // ||y - y64||_F / ||y64||_F
+  double rel_fro = 0;  // ||y - y64||_F / ||y64||_F
   double abs_rms = 0, rel = 0, abs = 0;
 };
 
 struct ExpectedTensor {
-  std::string name;               // of the output tensor that it judges
-  std::vector<double> values;     // same order as the tensor; NaN in `values` = element is not judged
+  std::string name;            // of the output tensor that it judges
+  std::vector<double> values;  // same order as the tensor; NaN in `values` = element is not judged
   // Routes (law 5): if set, `name` holds K indices a row, compared as sets; a row whose reference gap is
   // below `route_gap_bound` may differ and is counted as a flip.
   int64_t route_k = 0;
   std::vector<double> route_gap;  // [rows]
   double route_gap_bound = 0;
-  std::vector<std::string> follow; // outputs judged only on rows without a flip (e.g. weights)
+  std::vector<std::string> follow;  // outputs judged only on rows without a flip (e.g. weights)
 };
-struct Expected { std::vector<ExpectedTensor> tensors; };
+struct Expected {
+  std::vector<ExpectedTensor> tensors;
+};
 
 // Why a job cannot run here; empty = it can.
 struct Support {
@@ -79,28 +82,30 @@ struct Support {
 // What prepare() returns: packing, uploads and scratch are done; run() computes outputs from inputs.
 struct Runner {
   std::function<void()> run;
-  std::function<double()> timed_run;   // optional: seconds of one run measured by the device (CUDA events)
-  std::function<void()> fetch;         // optional: device outputs -> host tensors
-  std::string resolved_isa;            // what really ran: "avx2", "avx512", "avx512_bf16", "amx_bf16", "oneDNN:..."
+  // optional: seconds of one run measured by the device (CUDA events)
+  std::function<double()> timed_run;
+  std::function<void()> fetch;  // optional: device outputs -> host tensors
+  // what really ran: "avx2", "avx512", "avx512_bf16", "amx_bf16", "oneDNN:..."
+  std::string resolved_isa;
 };
 
 template <class Op>
 struct Impl {
-  std::string how;                     // name is "<op>.<how>", e.g. cpu_eigen, cpu_onednn, cpu_simd
-  std::function<Support(const typename Op::Shape&)> support;             // null: always
+  std::string how;  // name is "<op>.<how>", e.g. cpu_eigen, cpu_onednn, cpu_simd
+  std::function<Support(const typename Op::Shape&)> support;  // null: always
   std::function<Runner(typename Op::Data&)> prepare;
-  bool baseline = false;               // a peer (library or plain reference form), not ours
+  bool baseline = false;  // a peer (library or plain reference form), not ours
 };
 
 // ---- type erasure: what the modes see -------------------------------------------------------------------
 struct CaseInfo {
-  std::string text;                    // "T=512,d=7168,dtype=bf16", complete, parseable
+  std::string text;  // "T=512,d=7168,dtype=bf16", complete, parseable
   Size size = Size::standard;
   bool check_only = false;
   CacheState cache = CacheState::cold;
-  std::string dtype;                   // of the shape's dtype field, or ""
+  std::string dtype;  // of the shape's dtype field, or ""
 };
-struct DataHandle {                    // owns one Data
+struct DataHandle {  // owns one Data
   std::shared_ptr<void> data;
   std::vector<HostTensor*> tensors;
 };
@@ -112,19 +117,21 @@ class OpBase {
   virtual std::vector<CaseInfo> cases() const = 0;
   // Any shape from "key=value,..."; missing keys take the defaults of Shape; throws Error(usage).
   virtual CaseInfo parse_case(const std::string& text) const = 0;
-  virtual std::vector<std::string> impls() const = 0;      // "how" of each
+  virtual std::vector<std::string> impls() const = 0;  // "how" of each
   virtual bool is_baseline(const std::string& how) const = 0;
   virtual Support support(const std::string& how, const std::string& case_text) const = 0;
   virtual DataHandle make(const std::string& case_text, Fill fill, uint64_t seed) const = 0;
   virtual Runner prepare(const std::string& how, DataHandle& data) const = 0;
   virtual Expected reference(const DataHandle& data) const = 0;
   virtual Cost cost(const std::string& case_text) const = 0;
-  virtual Tolerance tolerance(const std::string& case_text, Fill fill, const std::string& output) const = 0;
+  virtual Tolerance tolerance(const std::string& case_text, Fill fill,
+                              const std::string& output) const = 0;
   virtual bool has_exact_fill(const std::string& case_text) const = 0;
 };
 
 template <class Op>
-std::unique_ptr<OpBase> make_op(std::vector<Impl<Op>> extra = {});   // extra: broken kernels of the harness test
+std::unique_ptr<OpBase> make_op(
+    std::vector<Impl<Op>> extra = {});  // extra: broken kernels of the harness test
 
 }  // namespace v3b::bench
 

@@ -65,7 +65,8 @@ class TypedOp final : public OpBase {
   Cost cost(const std::string& text) const override {
     return Op::cost(shape_from_text<Shape>(text, Op::name));
   }
-  Tolerance tolerance(const std::string& text, Fill fill, const std::string& output) const override {
+  Tolerance tolerance(const std::string& text, Fill fill,
+                      const std::string& output) const override {
     return Op::tolerance(shape_from_text<Shape>(text, Op::name), fill, output);
   }
   // Ops whose sums can be made exact declare `static constexpr bool exact_fill = true`.
@@ -89,7 +90,8 @@ class TypedOp final : public OpBase {
     Shape::visit(given, [&](const char* key, const auto& v) {
       if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
         if (v < least.at(key))
-          throw Error(ExitCode::usage, std::string("'") + key + "' is too small", std::string("--case of ") + Op::name,
+          throw Error(ExitCode::usage, std::string("'") + key + "' is too small",
+                      std::string("--case of ") + Op::name,
                       "at least " + std::to_string(least.at(key)), std::to_string(v));
     });
   }

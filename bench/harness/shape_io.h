@@ -18,24 +18,25 @@ namespace v3b::bench {
 // Text forms of enums used in shapes: specialise `table()` for each.
 template <class E>
 struct EnumText;
-#define V3B_ENUM_TEXT(E, ...)                                                    \
-  template <>                                                                    \
-  struct EnumText<E> {                                                           \
-    static const std::vector<std::pair<E, const char*>>& table() {               \
-      using enum E;                                                              \
-      static const std::vector<std::pair<E, const char*>> t = {__VA_ARGS__};     \
-      return t;                                                                  \
-    }                                                                            \
+#define V3B_ENUM_TEXT(E, ...)                                                \
+  template <>                                                                \
+  struct EnumText<E> {                                                       \
+    static const std::vector<std::pair<E, const char*>>& table() {           \
+      using enum E;                                                          \
+      static const std::vector<std::pair<E, const char*>> t = {__VA_ARGS__}; \
+      return t;                                                              \
+    }                                                                        \
   };
-V3B_ENUM_TEXT(spec::DType, {f64, "f64"}, {f32, "f32"}, {bf16, "bf16"}, {f16, "f16"}, {f8e4m3, "f8e4m3"},
-              {i64, "i64"}, {i32, "i32"}, {u8, "u8"})
+V3B_ENUM_TEXT(spec::DType, {f64, "f64"}, {f32, "f32"}, {bf16, "bf16"}, {f16, "f16"},
+              {f8e4m3, "f8e4m3"}, {i64, "i64"}, {i32, "i32"}, {u8, "u8"})
 V3B_ENUM_TEXT(spec::RopeLayout, {interleaved, "interleaved"}, {hf_halfsplit, "hf_halfsplit"})
 V3B_ENUM_TEXT(spec::NormRounding, {single, "single"}, {hf, "hf"})
 V3B_ENUM_TEXT(spec::RouterMask, {neg_inf, "neg_inf"}, {zero, "zero"})
 V3B_ENUM_TEXT(spec::RouterDtype, {fp32, "fp32"}, {bf16, "bf16"})
 V3B_ENUM_TEXT(spec::GateEps, {eps_1e20, "1e-20"}, {zero, "0"})
 V3B_ENUM_TEXT(spec::MoeAccum, {fp32, "fp32"}, {bf16, "bf16"})
-V3B_ENUM_TEXT(spec::KvFormat, {bf16, "bf16"}, {fp8_656_pow2, "fp8_656_pow2"}, {fp8_656_free, "fp8_656_free"})
+V3B_ENUM_TEXT(spec::KvFormat, {bf16, "bf16"}, {fp8_656_pow2, "fp8_656_pow2"},
+              {fp8_656_free, "fp8_656_free"})
 V3B_ENUM_TEXT(spec::ActScale, {fp32, "fp32"}, {ue8m0, "ue8m0"})
 V3B_ENUM_TEXT(spec::MtpHidden, {post_norm, "post_norm"}, {pre_norm, "pre_norm"})
 V3B_ENUM_TEXT(spec::MtpConcat, {emb_h, "emb_h"}, {h_emb, "h_emb"})
@@ -96,7 +97,8 @@ Shape shape_from_text(std::string_view text, const std::string& op) {
     if (item.empty()) continue;
     const auto eq = item.find('=');
     const std::string key(item.substr(0, eq));
-    const std::string value(eq == std::string_view::npos ? std::string_view{} : item.substr(eq + 1));
+    const std::string value(eq == std::string_view::npos ? std::string_view{}
+                                                         : item.substr(eq + 1));
     bool known = false, good = false;
     std::string keys;
     Shape::visit(s, [&](const char* k, auto& v) {
@@ -106,8 +108,12 @@ Shape shape_from_text(std::string_view text, const std::string& op) {
     if (std::find(given.begin(), given.end(), key) != given.end())
       throw Error(ExitCode::usage, "key '" + key + "' is given twice", "--case of " + op);
     given.push_back(key);
-    if (!known) throw Error(ExitCode::usage, "unknown key '" + key + "'", "--case of " + op, "one of: " + keys);
-    if (!good) throw Error(ExitCode::usage, "bad value for '" + key + "'", "--case of " + op, "", "'" + value + "'");
+    if (!known)
+      throw Error(ExitCode::usage, "unknown key '" + key + "'", "--case of " + op,
+                  "one of: " + keys);
+    if (!good)
+      throw Error(ExitCode::usage, "bad value for '" + key + "'", "--case of " + op, "",
+                  "'" + value + "'");
   }
   return s;
 }

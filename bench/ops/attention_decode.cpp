@@ -42,7 +42,8 @@ struct AttentionDecode {
   static void validate(const Shape& s) {
     if (s.n_h % s.n_kv != 0)
       throw Error(ExitCode::usage, "heads do not share keys evenly", "--case of attention_decode",
-                  "n_h a multiple of n_kv", std::to_string(s.n_h) + " and " + std::to_string(s.n_kv));
+                  "n_h a multiple of n_kv",
+                  std::to_string(s.n_h) + " and " + std::to_string(s.n_kv));
   }
 
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {

@@ -1,10 +1,11 @@
 // RMSNorm: everything the suite knows about this op.
+#include "kernels/norm_rope/rmsnorm.h"
+
 #include <cstring>
 #include <vector>
 
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
-#include "kernels/norm_rope/rmsnorm.h"
 #include "reference/rmsnorm.h"
 
 namespace v3b::bench {
@@ -24,8 +25,15 @@ struct RmsNorm {
                             : std::vector<HostTensor*>{&x, &w, &y};
     }
     spec::RmsNormArgs args() {
-      return {shape.T, shape.d, kEps, shape.norm_rounding, shape.dtype, x.data(),
-              shape.residual ? r.data() : nullptr, w.data(), y.data()};
+      return {shape.T,
+              shape.d,
+              kEps,
+              shape.norm_rounding,
+              shape.dtype,
+              x.data(),
+              shape.residual ? r.data() : nullptr,
+              w.data(),
+              y.data()};
     }
   };
 
@@ -49,8 +57,7 @@ struct RmsNorm {
   // The residual is in and out: a run starts by restoring it. The copy is part of the timed work of every
   // implementation alike, and cost() counts it.
   static void restore(Data& d) {
-    if (d.shape.residual)
-      std::memcpy(d.r.data(), d.r_in.data(), static_cast<size_t>(d.r.bytes()));
+    if (d.shape.residual) std::memcpy(d.r.data(), d.r_in.data(), static_cast<size_t>(d.r.bytes()));
   }
 
   static Expected reference(const Data& d) {
@@ -76,7 +83,7 @@ struct RmsNorm {
     if (output == "r") return {};  // one rounding of an exactly representable sum: bitwise
     if (s.dtype == spec::DType::f32) return {.rel_fro = 1e-6, .abs_rms = 1e-6, .rel = 2e-6};
     const double hf = s.norm_rounding == spec::NormRounding::hf ? 2.0 : 1.0;  // second rounding
-    return {.rel_fro = 3e-3 * hf, .abs_rms = 1e-6, .rel = 0.0040 * hf};       // half a bf16 ulp is 2^-8
+    return {.rel_fro = 3e-3 * hf, .abs_rms = 1e-6, .rel = 0.0040 * hf};  // half a bf16 ulp is 2^-8
   }
 
   static std::vector<Case<Shape>> cases() {
@@ -90,14 +97,20 @@ struct RmsNorm {
     c.push_back({{.T = 512, .d = 7168, .dtype = f32}, Size::full});
     c.push_back({{.T = 3, .d = 37, .dtype = f32}, Size::quick, true});
     c.push_back({{.T = 5, .d = 130, .residual = true, .dtype = bf16}, Size::quick, true});
-    c.push_back({{.T = 4, .d = 512, .norm_rounding = spec::NormRounding::hf, .dtype = bf16}, Size::quick, true});
+    c.push_back({{.T = 4, .d = 512, .norm_rounding = spec::NormRounding::hf, .dtype = bf16},
+                 Size::quick,
+                 true});
     return c;
   }
 
   static std::vector<Impl<RmsNorm>> impls() {
     std::vector<Impl<RmsNorm>> v;
     v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{.run = [&d] { restore(d); kern::rmsnorm_cpu_simd(d.args()); },
+                   return Runner{.run =
+                                     [&d] {
+                                       restore(d);
+                                       kern::rmsnorm_cpu_simd(d.args());
+                                     },
                                  .resolved_isa = kern::rmsnorm_cpu_simd_isa()};
                  }});
     v.push_back({"cpu_eigen", nullptr,
@@ -106,21 +119,23 @@ struct RmsNorm {
                    auto w = std::make_shared<std::vector<float>>(d.w.numel());
                    for (int64_t i = 0; i < d.w.numel(); ++i) (*w)[i] = float(d.w.get(i));
                    auto y = std::make_shared<std::vector<float>>(d.x.numel());
-                   return Runner{.run = [&d, x, w, y] {
-                                   const Shape& s = d.shape;
-                                   restore(d);
-                                   for (int64_t i = 0; i < d.x.numel(); ++i) {
-                                     (*x)[i] = float(d.x.get(i));
-                                     if (s.residual) {
-                                       (*x)[i] = ref::round_to((*x)[i] + float(d.r.get(i)), s.dtype);
-                                       d.r.set(i, (*x)[i]);
-                                     }
-                                   }
-                                   ref::rmsnorm<float>(s.T, s.d, float(kEps), x->data(), w->data(),
-                                                       y->data(), s.norm_rounding, s.dtype);
-                                   for (int64_t i = 0; i < d.y.numel(); ++i) d.y.set(i, (*y)[i]);
-                                 },
-                                 .resolved_isa = "baseline"};
+                   return Runner{
+                       .run =
+                           [&d, x, w, y] {
+                             const Shape& s = d.shape;
+                             restore(d);
+                             for (int64_t i = 0; i < d.x.numel(); ++i) {
+                               (*x)[i] = float(d.x.get(i));
+                               if (s.residual) {
+                                 (*x)[i] = ref::round_to((*x)[i] + float(d.r.get(i)), s.dtype);
+                                 d.r.set(i, (*x)[i]);
+                               }
+                             }
+                             ref::rmsnorm<float>(s.T, s.d, float(kEps), x->data(), w->data(),
+                                                 y->data(), s.norm_rounding, s.dtype);
+                             for (int64_t i = 0; i < d.y.numel(); ++i) d.y.set(i, (*y)[i]);
+                           },
+                       .resolved_isa = "baseline"};
                  },
                  true});
     return v;

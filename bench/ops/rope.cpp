@@ -27,7 +27,8 @@ struct Rope {
   // in reversed order, so that a kernel that ignores `positions` fails.
   static void validate(const Shape& s) {
     if (s.d_r % 2 != 0)
-      throw Error(ExitCode::usage, "rotated size is odd", "--case of rope", "an even d_r", std::to_string(s.d_r));
+      throw Error(ExitCode::usage, "rotated size is odd", "--case of rope", "an even d_r",
+                  std::to_string(s.d_r));
   }
 
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {

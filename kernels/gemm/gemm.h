@@ -16,19 +16,25 @@ namespace v3b::kern {
 // threads == 1 semantics of the caller (nested parallelism is off).
 struct GemmArgs {
   int64_t M = 0, N = 0, K = 0;
-  const void* a = nullptr; int64_t lda = 0; bool trans_a = false;
-  const void* b = nullptr; int64_t ldb = 0; bool trans_b = true;
-  void* c = nullptr;       int64_t ldc = 0;
+  const void* a = nullptr;
+  int64_t lda = 0;
+  bool trans_a = false;
+  const void* b = nullptr;
+  int64_t ldb = 0;
+  bool trans_b = true;
+  void* c = nullptr;
+  int64_t ldc = 0;
   spec::DType ab_type = spec::DType::bf16;
   spec::DType c_type = spec::DType::f32;
   bool accumulate = false;
 };
 void gemm(const GemmArgs& g) noexcept;
 // Same for `count` independent problems of equal shape at element strides (batched matmul, e.g. heads).
-void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b, int64_t stride_c) noexcept;
+void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
+                  int64_t stride_c) noexcept;
 // The same through oneDNN alone, without the streaming kernel for few rows (gemv.h): the baseline's form.
 void gemm_onednn(const GemmArgs& g) noexcept;
-std::string gemm_onednn_isa();   // "oneDNN:avx512_core_bf16", what oneDNN dispatches to here
+std::string gemm_onednn_isa();  // "oneDNN:avx512_core_bf16", what oneDNN dispatches to here
 // M varies from call to call in expert layers; shapes are bucketed inside, so a varying M builds few primitives.
 
 // Row-wise conversions, OpenMP and SIMD: n elements.

@@ -9,7 +9,8 @@ struct AttentionDecodeShape {
   DType dtype = DType::bf16;
   template <class S, class V>
   static void visit(S& s, V&& v) {
-    v("B", s.B), v("s", s.s), v("min_s", s.min_s), v("n_h", s.n_h), v("n_kv", s.n_kv), v("d_qk", s.d_qk);
+    v("B", s.B), v("s", s.s), v("min_s", s.min_s), v("n_h", s.n_h), v("n_kv", s.n_kv),
+        v("d_qk", s.d_qk);
     v("d_v", s.d_v), v("dtype", s.dtype);
   }
 };

@@ -8,7 +8,8 @@ struct AttentionPrefillShape {
   DType dtype = DType::bf16;
   template <class S, class V>
   static void visit(S& s, V&& v) {
-    v("T", s.T), v("s0", s.s0), v("n_h", s.n_h), v("n_kv", s.n_kv), v("d_qk", s.d_qk), v("d_v", s.d_v);
+    v("T", s.T), v("s0", s.s0), v("n_h", s.n_h), v("n_kv", s.n_kv), v("d_qk", s.d_qk),
+        v("d_v", s.d_v);
     v("dtype", s.dtype);
   }
 };

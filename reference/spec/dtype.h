@@ -16,31 +16,53 @@ enum class DType : uint8_t { f64, f32, bf16, f16, f8e4m3, i64, i32, u8 };
 
 V3B_HD constexpr int64_t dtype_bytes(DType t) {
   switch (t) {
-    case DType::f64: case DType::i64: return 8;
-    case DType::f32: case DType::i32: return 4;
-    case DType::bf16: case DType::f16: return 2;
-    case DType::f8e4m3: case DType::u8: return 1;
+    case DType::f64:
+    case DType::i64:
+      return 8;
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    case DType::f8e4m3:
+    case DType::u8:
+      return 1;
   }
   return 0;
 }
 V3B_HD constexpr const char* dtype_name(DType t) {
   switch (t) {
-    case DType::f64: return "f64";
-    case DType::f32: return "f32";
-    case DType::bf16: return "bf16";
-    case DType::f16: return "f16";
-    case DType::f8e4m3: return "f8e4m3";
-    case DType::i64: return "i64";
-    case DType::i32: return "i32";
-    case DType::u8: return "u8";
+    case DType::f64:
+      return "f64";
+    case DType::f32:
+      return "f32";
+    case DType::bf16:
+      return "bf16";
+    case DType::f16:
+      return "f16";
+    case DType::f8e4m3:
+      return "f8e4m3";
+    case DType::i64:
+      return "i64";
+    case DType::i32:
+      return "i32";
+    case DType::u8:
+      return "u8";
   }
   return "?";
 }
 
 // Storage-only types: bits, no arithmetic.
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
-struct f8e4m3 { uint8_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+struct f8e4m3 {
+  uint8_t bits;
+};
 
 V3B_HD float to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 // Round to nearest even; NaN stays NaN (quiet).
@@ -64,7 +86,8 @@ V3B_HD f16 to_f16(float x) {
   const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
   const uint32_t a = u & 0x7fffffffu;
   if (a > 0x7f800000u) return f16{static_cast<uint16_t>(sign | 0x7e00u)};
-  if (a >= 0x477ff000u) return f16{static_cast<uint16_t>(sign | 0x7c00u)};  // >= 65520 rounds to inf
+  if (a >= 0x477ff000u)
+    return f16{static_cast<uint16_t>(sign | 0x7c00u)};  // >= 65520 rounds to inf
   if (a < 0x38800000u) {  // below 2^-14: subnormal, adding 0.5 puts the rounding at the right bit
     const float r = std::bit_cast<float>(a) + 0.5f;
     return f16{static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(r) - 0x3f000000u))};

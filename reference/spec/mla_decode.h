@@ -11,8 +11,10 @@ struct MlaDecodeShape {
   DType dtype = DType::bf16;
   template <class S, class V>
   static void visit(S& s, V&& v) {
-    v("B", s.B), v("s", s.s), v("min_s", s.min_s), v("s_q", s.s_q), v("n_h", s.n_h), v("d_c", s.d_c), v("d_r", s.d_r);
-    v("page", s.page), v("kv_format", s.kv_format), v("empty_lse", s.empty_lse), v("dtype", s.dtype);
+    v("B", s.B), v("s", s.s), v("min_s", s.min_s), v("s_q", s.s_q), v("n_h", s.n_h),
+        v("d_c", s.d_c), v("d_r", s.d_r);
+    v("page", s.page), v("kv_format", s.kv_format), v("empty_lse", s.empty_lse),
+        v("dtype", s.dtype);
   }
 };
 }  // namespace v3b::spec

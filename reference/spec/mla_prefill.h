@@ -8,7 +8,8 @@ struct MlaPrefillShape {
   DType dtype = DType::bf16;
   template <class S, class V>
   static void visit(S& s, V&& v) {
-    v("T", s.T), v("s0", s.s0), v("n_h", s.n_h), v("d_n", s.d_n), v("d_r", s.d_r), v("d_v", s.d_v), v("d_c", s.d_c);
+    v("T", s.T), v("s0", s.s0), v("n_h", s.n_h), v("d_n", s.d_n), v("d_r", s.d_r), v("d_v", s.d_v),
+        v("d_c", s.d_c);
     v("dtype", s.dtype);
   }
 };

@@ -8,12 +8,16 @@ namespace v3b::spec {
 
 struct RmsNormShape {
   int64_t T = 1, d = 7168;
-  bool residual = false;                       // fused residual form
+  bool residual = false;  // fused residual form
   NormRounding norm_rounding = NormRounding::single;
-  DType dtype = DType::bf16;                   // of x, r, w, y
+  DType dtype = DType::bf16;  // of x, r, w, y
   template <class S, class V>
   static void visit(S& s, V&& v) {
-    v("T", s.T); v("d", s.d); v("residual", s.residual); v("norm_rounding", s.norm_rounding); v("dtype", s.dtype);
+    v("T", s.T);
+    v("d", s.d);
+    v("residual", s.residual);
+    v("norm_rounding", s.norm_rounding);
+    v("dtype", s.dtype);
   }
 };
 
@@ -22,10 +26,10 @@ struct RmsNormArgs {
   double eps;
   NormRounding norm_rounding;
   DType dtype;
-  const void* x;       // [T, d]
-  void* residual;      // [T, d] in and out (r -> r + x), or null: no residual
-  const void* w;       // [d]
-  void* y;             // [T, d]
+  const void* x;   // [T, d]
+  void* residual;  // [T, d] in and out (r -> r + x), or null: no residual
+  const void* w;   // [d]
+  void* y;         // [T, d]
 };
 
 }  // namespace v3b::spec
