@@ -117,6 +117,8 @@ struct Job {
     for (size_t k = 0; k < touched; ++k)
       for (HostTensor* t : r.copies[(first + k) % r.copies.size()].tensors)
         if (t->role() == Role::output) t->poison();
+    for (size_t k = 0; k < touched; ++k)
+      if (const Runner& n = runner(r, (first + k) % r.copies.size()); n.poison) n.poison();
     calls.emplace_back();
     calls.back().reserve(static_cast<size_t>(state.max_iterations));
     if (r.copies.size() == 1 && !r.scrub)

@@ -4,8 +4,10 @@
 #include <cstring>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/norm_rope/norm_rope_cuda.h"
 #include "reference/rmsnorm.h"
 
 namespace v3b::bench {
@@ -113,6 +115,16 @@ struct RmsNorm {
                                      },
                                  .resolved_isa = kern::rmsnorm_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<RmsNorm>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      const void* from = d.shape.residual ? d.r_in.data() : nullptr;
+      m.map(a.x, a.residual, a.w, a.y, from);
+      const int64_t bytes = d.shape.residual ? d.r.bytes() : 0;
+      return [=](kern::CudaStream s) {
+        if (from != nullptr) kern::cuda_copy(a.residual, from, bytes, s);
+        kern::rmsnorm_cuda_simt(a, s);
+      };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    auto x = std::make_shared<std::vector<float>>(d.x.numel());
