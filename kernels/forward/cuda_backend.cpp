@@ -1,0 +1,369 @@
+#include "kernels/forward/cuda_backend.h"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+
+#include "kernels/forward/cuda_model.h"
+#include "kernels/forward/forward_glue_cuda.h"
+#include "model/error.h"
+
+namespace v3b::kern {
+namespace {
+
+using model::ForwardOptions;
+using model::ForwardResult;
+using model::LogitsOf;
+
+constexpr int64_t kLogitRows =
+    1024;  // rows of logits in device memory at once: 1024 x 129280 x 4 = 530 MB
+
+class CudaBackend final : public model::Backend {
+ public:
+  CudaBackend(model::WeightsPtr w, spec::DType dtype, const model::BackendOptions& o)
+      : m(std::move(w), dtype, o) {}
+
+  std::string name() const override {
+    return m.dtype == spec::DType::bf16 ? "cuda_bf16" : "cuda_f32";
+  }
+  const model::ModelConfig& config() const override { return m.cfg; }
+  std::unique_ptr<model::Sequence> new_sequence() override {
+    return std::make_unique<CudaSequence>(m.main_pool, m.mtp_pool);
+  }
+
+  ForwardResult forward(model::Sequence& sequence, std::span<const int32_t> ids,
+                        const ForwardOptions& o) override {
+    const model::BatchItem item{&sequence, ids};
+    return std::move(forward_batch(std::span(&item, 1), o)[0]);
+  }
+
+  std::vector<ForwardResult> forward_batch(std::span<const model::BatchItem> items,
+                                           const ForwardOptions& o) override {
+    if (items.empty()) return {};
+    std::vector<int32_t> ids;
+    plan_.items.clear();
+    int64_t longest = 0;
+    for (size_t i = 0; i < items.size(); ++i) {
+      auto& seq = dynamic_cast<CudaSequence&>(*items[i].sequence);
+      check_ids(items[i].ids, seq.main.length());
+      for (size_t j = 0; j < i; ++j)
+        if (items[i].sequence == items[j].sequence)
+          throw Error(ExitCode::usage, "a batch names the same sequence twice", name());
+      const int64_t T = static_cast<int64_t>(items[i].ids.size());
+      plan_.items.push_back({&seq.main, 0, T, seq.main.length()});
+      longest = std::max(longest, seq.main.length() + T);
+      ids.insert(ids.end(), items[i].ids.begin(), items[i].ids.end());
+    }
+    const DevicePlan dp = upload_plan(longest, *m.main_arena, ids);
+    m.ws.h.reserve(dp.rows * m.cfg.hidden_size * 4);
+    m.embed(m.weights.embed, dp.rows, m.ws.ids.as<int32_t>(), m.ws.h.as<float>());
+    std::vector<ForwardResult> results(items.size());
+    for (size_t i = 0; i < items.size(); ++i) results[i].T = plan_.items[i].T;
+    if (o.layer_hidden) keep_hidden(results);
+    for (int64_t l = 0; l < m.cfg.num_hidden_layers; ++l) run_layer(l, dp, o, results);
+    finish(m.weights.norm, m.weights.head_or_embed(), o, results);
+    for (PassItem& item : plan_.items) item.track->set_length(item.s0 + item.T);
+    return results;
+  }
+
+  ForwardResult mtp_forward(model::Sequence& sequence, std::span<const int32_t> next_ids,
+                            std::span<const float> hidden, const ForwardOptions& o) override {
+    if (m.weights.mtp.empty())
+      throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    auto& seq = dynamic_cast<CudaSequence&>(sequence);
+    const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp.length(),
+                  d = m.cfg.hidden_size;
+    check_ids(next_ids, s0);
+    if (static_cast<int64_t>(hidden.size()) != T * d)
+      throw Error(ExitCode::usage, "hidden rows do not match the tokens", "mtp_forward",
+                  std::to_string(T * d), std::to_string(hidden.size()));
+    plan_.items.assign(1, {&seq.mtp, 0, T, s0});
+    const DevicePlan dp = upload_plan(s0 + T, *m.mtp_arena, {next_ids.begin(), next_ids.end()});
+    cuda_upload(mtp_hidden_.reserve(T * d * 4), hidden.data(), T * d * 4, m.stream);
+    m.mtp_input(T, m.ws.ids.as<int32_t>(), mtp_hidden_.as<float>(),
+                m.options.flags.mtp_zero_pos0 && s0 == 0);
+    std::vector<ForwardResult> results(1);
+    results[0].T = T;
+    if (o.layer_hidden) keep_hidden(results);
+    run_layer(m.cfg.num_hidden_layers, dp, o, results);
+    finish(m.weights.mtp[0].norm, m.mtp_head(), o, results);
+    seq.mtp.set_length(s0 + T);
+    return std::move(results[0]);
+  }
+
+  CudaModel m;
+
+ private:
+  void check_ids(std::span<const int32_t> ids, int64_t s0) const {
+    if (ids.empty())
+      throw Error(ExitCode::usage, "a forward pass needs at least one token", name());
+    const int64_t length = s0 + static_cast<int64_t>(ids.size());
+    if (length > m.room)
+      throw Error(ExitCode::usage, "context too long", name(),
+                  "at most " + std::to_string(m.room) + " tokens", std::to_string(length));
+    for (size_t i = 0; i < ids.size(); ++i)
+      if (ids[i] < 0 || ids[i] >= m.cfg.vocab_size)
+        throw Error(ExitCode::bad_input, "token id out of range", "position " + std::to_string(i),
+                    "0 <= id < " + std::to_string(m.cfg.vocab_size), std::to_string(ids[i]));
+  }
+
+  // Pages for the new rows, and everything the kernels read of the plan, in one upload.
+  DevicePlan upload_plan(int64_t longest, CudaArena& arena, const std::vector<int32_t>& ids) {
+    m.extend_rope(longest);
+    make_plan(m.cfg, m.options.absorbed_prefill, plan_);
+    DevicePlan dp;
+    dp.rows = plan_.rows;
+    dp.page = plan_.items[0].track->pool().page();
+    std::vector<int32_t> all;
+    const auto add = [&](const std::vector<int32_t>& v) {
+      const size_t at = all.size();
+      all.insert(all.end(), v.begin(), v.end());
+      return at;
+    };
+    const size_t positions = add(plan_.positions), slots = add(plan_.slots),
+                 tables = add(plan_.tables), seqlens = add(plan_.seqlens);
+    std::vector<size_t> item_at;
+    int32_t most = -1;
+    for (const PassItem& item : plan_.items) {
+      item_at.push_back(add(item.track->blocks()));
+      for (const int32_t b : item.track->blocks()) most = std::max(most, b);
+    }
+    arena.ensure(most + 1);
+    auto* base = static_cast<int32_t*>(plan_buffer_.reserve(static_cast<int64_t>(all.size()) * 4));
+    cuda_upload(base, all.data(), static_cast<int64_t>(all.size()) * 4, m.stream);
+    dp.positions = base + positions, dp.slots = base + slots, dp.tables = base + tables,
+    dp.seqlens = base + seqlens;
+    for (const size_t at : item_at) dp.item_tables.push_back(base + at);
+    m.ws.ids.reserve(static_cast<int64_t>(ids.size()) * 4);
+    cuda_upload(m.ws.ids.data(), ids.data(), static_cast<int64_t>(ids.size()) * 4, m.stream);
+    return dp;
+  }
+
+  std::vector<float> download(const float* from, int64_t n) const {
+    std::vector<float> v(static_cast<size_t>(n));
+    cuda_download(v.data(), from, n * 4, m.stream);
+    return v;
+  }
+  void keep_hidden(std::vector<ForwardResult>& results) const {
+    const int64_t d = m.cfg.hidden_size;
+    for (size_t i = 0; i < results.size(); ++i)
+      results[i].layer_hidden.push_back(
+          download(m.ws.h.as<float>() + plan_.items[i].first * d, plan_.items[i].T * d));
+  }
+
+  void run_layer(int64_t index, const DevicePlan& dp, const ForwardOptions& o,
+                 std::vector<ForwardResult>& results) {
+    const int64_t K = m.cfg.num_experts_per_tok;
+    std::vector<int32_t> idx;
+    std::vector<float> weight;
+    RouteTap tap;
+    if (o.routes)
+      tap = [&](int64_t, int64_t n, const int32_t* di, const float* dw) {
+        const size_t at = idx.size();
+        idx.resize(at + static_cast<size_t>(n * K));
+        weight.resize(idx.size());
+        cuda_download(idx.data() + at, di, n * K * 4, m.stream);
+        cuda_download(weight.data() + at, dw, n * K * 4, m.stream);
+      };
+    m.run_layer(index, plan_, dp, tap);
+    if (o.layer_hidden) keep_hidden(results);
+    if (idx.empty()) return;
+    for (size_t i = 0; i < results.size(); ++i) {
+      const int64_t from = plan_.items[i].first * K, to = from + plan_.items[i].T * K;
+      model::LayerRoutes r;
+      r.layer = index, r.K = K;
+      r.idx.assign(idx.begin() + from, idx.begin() + to);
+      r.weight.assign(weight.begin() + from, weight.begin() + to);
+      results[i].routes.push_back(std::move(r));
+    }
+  }
+
+  void finish(const float* norm, const DeviceLinear& head, const ForwardOptions& o,
+              std::vector<ForwardResult>& results) {
+    const int64_t d = m.cfg.hidden_size, V = m.cfg.vocab_size;
+    for (size_t i = 0; i < results.size(); ++i) {
+      const PassItem& item = plan_.items[i];
+      if (o.hidden) {
+        m.hidden_rows(norm, item.first, item.T,
+                      static_cast<float*>(hidden_.reserve(item.T * d * 4)));
+        results[i].hidden = download(hidden_.as<float>(), item.T * d);
+      }
+      if (o.logits == LogitsOf::none) continue;
+      const int64_t n = o.logits == LogitsOf::last ? 1 : item.T, first = item.first + item.T - n;
+      results[i].logits.resize(static_cast<size_t>(n * V));
+      for (int64_t r0 = 0; r0 < n; r0 += kLogitRows) {
+        const int64_t rows = std::min(kLogitRows, n - r0);
+        const float* z = m.logits(norm, head, first + r0, rows);
+        cuda_download(results[i].logits.data() + r0 * V, z, rows * V * 4, m.stream);
+      }
+    }
+    cuda_synchronize(m.stream);
+  }
+
+  Plan plan_;
+  DeviceBuffer plan_buffer_, hidden_, mtp_hidden_;
+};
+
+}  // namespace
+
+std::unique_ptr<model::Backend> make_cuda_backend(model::WeightsPtr weights, spec::DType compute,
+                                                  const model::BackendOptions& options) {
+  if (compute != spec::DType::bf16 && compute != spec::DType::f32)
+    throw Error(ExitCode::usage, "the CUDA backend computes in bf16 or f32", "--dtype",
+                "bf16 or f32", spec::dtype_name(compute));
+  if (!cuda_usable()) throw Error(ExitCode::nothing_ran, cuda_device().reason, "CUDA");
+  return std::make_unique<CudaBackend>(std::move(weights), compute, options);
+}
+
+CudaDecodeResult cuda_decode_greedy(model::Backend& backend,
+                                    std::span<const std::vector<int32_t>> prompts, int64_t max_new,
+                                    int64_t drafts) {
+  CudaModel& m = dynamic_cast<CudaBackend&>(backend).m;
+  const int64_t B = static_cast<int64_t>(prompts.size()), d = m.cfg.hidden_size,
+                V = m.cfg.vocab_size, s_q = 1 + drafts;
+  if (drafts < 0 || drafts > 1)
+    throw Error(ExitCode::usage, "the device decode loop drafts at most one token", "drafts",
+                "0 or 1", std::to_string(drafts));
+  if (drafts > 0 && m.weights.mtp.empty())
+    throw Error(ExitCode::usage, "this checkpoint has no MTP module", "drafts");
+  CudaDecodeResult out;
+  out.tokens.resize(prompts.size());
+  if (B == 0 || max_new < 1) return out;
+
+  // Prefill through the backend; the first token (and draft) come to the host once.
+  const auto t0 = std::chrono::steady_clock::now();
+  std::vector<std::unique_ptr<model::Sequence>> sequences;
+  std::vector<int32_t> ids, length, mtp_length;
+  const auto best = [&](const std::vector<float>& row) {  // last row; lowest index among equals
+    const auto from = row.end() - V;
+    return static_cast<int32_t>(std::max_element(from, row.end()) - from);
+  };
+  int64_t longest = 0;
+  for (const auto& prompt : prompts) {
+    sequences.push_back(backend.new_sequence());
+    const ForwardResult r = backend.forward(*sequences.back(), prompt,
+                                            {.logits = LogitsOf::last, .hidden = drafts > 0});
+    ids.push_back(best(r.logits));
+    out.tokens[sequences.size() - 1].push_back(ids.back());
+    if (drafts > 0) {
+      std::vector<int32_t> next(prompt.begin() + 1, prompt.end());
+      next.push_back(ids.back());
+      const ForwardResult q =
+          backend.mtp_forward(*sequences.back(), next, r.hidden, {.logits = LogitsOf::last});
+      ids.push_back(best(q.logits));
+    }
+    length.push_back(static_cast<int32_t>(prompt.size()));
+    mtp_length.push_back(static_cast<int32_t>(prompt.size()));
+    longest = std::max(longest, static_cast<int64_t>(prompt.size()));
+  }
+  out.prefill_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+  if (max_new == 1) return out;
+
+  // Room for every row that a step may write, all pages fixed before the capture.
+  const int64_t page = m.main_pool->page(), most = longest + max_new + s_q;
+  if (most > m.room)
+    throw Error(ExitCode::usage, "context too long for the tokens asked for", "max_new",
+                "at most " + std::to_string(m.room) + " rows", std::to_string(most));
+  DecodeState s;
+  s.B = B, s.s_q = s_q, s.page = page, s.max_tokens = max_new - 1,
+  s.max_blocks = (most + page - 1) / page;
+  std::vector<int32_t> tables, mtp_tables;
+  int32_t last_page = 0, last_mtp_page = 0;
+  for (const auto& q : sequences) {
+    auto& seq = dynamic_cast<CudaSequence&>(*q);
+    const auto take = [&](PagedTrack& t, std::vector<int32_t>& all, int32_t& last) {
+      t.reserve(most);
+      all.insert(all.end(), t.blocks().begin(), t.blocks().begin() + s.max_blocks);
+      for (const int32_t b : t.blocks()) last = std::max(last, b);
+    };
+    take(seq.main, tables, last_page);
+    if (drafts > 0) take(seq.mtp, mtp_tables, last_mtp_page);
+  }
+  m.main_arena->ensure(last_page + 1);
+  if (drafts > 0) m.mtp_arena->ensure(last_mtp_page + 1);
+  m.extend_rope(most);
+
+  std::vector<DeviceBuffer> keep;
+  const auto array = [&](int64_t n, const std::vector<int32_t>* from = nullptr) {
+    keep.emplace_back(std::max<int64_t>(n, 1) * 4);
+    cuda_fill(keep.back().data(), 0, keep.back().bytes(), m.stream);
+    if (from != nullptr && !from->empty())
+      cuda_upload(keep.back().data(), from->data(), static_cast<int64_t>(from->size()) * 4,
+                  m.stream);
+    return keep.back().as<int32_t>();
+  };
+  s.tables = array(B * s.max_blocks, &tables), s.mtp_tables = array(B * s.max_blocks, &mtp_tables);
+  s.length = array(B, &length), s.mtp_length = array(B, &mtp_length);
+  s.ids = array(B * s_q, &ids);
+  s.positions = array(B * s_q), s.slots = array(B * s_q), s.seqlens = array(B);
+  s.next_ids = array(B * s_q), s.mtp_positions = array(B * s_q), s.mtp_slots = array(B * s_q),
+  s.mtp_seqlens = array(B);
+  s.accepted = array(B), s.argmax = array(B * s_q), s.mtp_argmax = array(B * s_q);
+  s.tokens = array(B * s.max_tokens), s.emitted = array(B), s.stats = array(3);
+  DeviceBuffer hidden(B * s_q * d * 4);
+
+  Plan plan;  // one absorbed unit; the arrays are the state's
+  plan.rows = B * s_q;
+  AttentionUnit unit;
+  unit.B = B, unit.s_q = s_q, unit.max_blocks = s.max_blocks;
+  plan.units.push_back(unit);
+  DevicePlan main_pass, mtp_pass;
+  main_pass.rows = mtp_pass.rows = B * s_q;
+  main_pass.page = mtp_pass.page = page;
+  main_pass.positions = s.positions, main_pass.slots = s.slots, main_pass.tables = s.tables,
+  main_pass.seqlens = s.seqlens;
+  mtp_pass.positions = s.mtp_positions, mtp_pass.slots = s.mtp_slots,
+  mtp_pass.tables = s.mtp_tables, mtp_pass.seqlens = s.mtp_seqlens;
+
+  const auto step = [&] {
+    decode_begin_cuda_simt(s, m.stream);
+    m.ws.h.reserve(plan.rows * d * 4);
+    m.embed(m.weights.embed, plan.rows, s.ids, m.ws.h.as<float>());
+    for (int64_t l = 0; l < m.cfg.num_hidden_layers; ++l) m.run_layer(l, plan, main_pass, {});
+    if (drafts > 0) m.hidden_rows(m.weights.norm, 0, plan.rows, hidden.as<float>());
+    argmax_cuda_simt(plan.rows, V,
+                     m.logits(m.weights.norm, m.weights.head_or_embed(), 0, plan.rows), s.argmax,
+                     m.stream);
+    decode_accept_cuda_simt(s, m.stream);
+    if (drafts == 0) return;
+    m.mtp_input(plan.rows, s.next_ids, hidden.as<float>(), false);
+    m.run_layer(m.cfg.num_hidden_layers, plan, mtp_pass, {});
+    argmax_cuda_simt(plan.rows, V, m.logits(m.weights.mtp[0].norm, m.mtp_head(), 0, plan.rows),
+                     s.mtp_argmax, m.stream);
+    decode_draft_cuda_simt(s, m.stream);
+  };
+  step();  // grows every buffer; the next ones allocate nothing
+  cuda_synchronize(m.stream);
+  CudaGraph graph;
+  graph.begin(m.stream);
+  step();
+  graph.end(m.stream);
+
+  const auto emitted = [&] {
+    std::vector<int32_t> n(static_cast<size_t>(B));
+    cuda_download(n.data(), s.emitted, B * 4, m.stream);
+    return *std::min_element(n.begin(), n.end());
+  };
+  // A step emits one token at least: so many launches can never be too many, and the host looks only between batches.
+  out.steps = 1;
+  for (int64_t have = emitted(); have < max_new - 1; have = emitted()) {
+    const int64_t n = std::max<int64_t>(1, (max_new - 1 - have + s_q - 1) / s_q);
+    out.seconds += cuda_seconds(m.stream, [&] {
+      for (int64_t i = 0; i < n; ++i) graph.launch(m.stream);
+    });
+    out.steps += n;
+    out.graph_steps += n;
+  }
+  std::vector<int32_t> tokens(static_cast<size_t>(B * s.max_tokens)), stats(3);
+  cuda_download(tokens.data(), s.tokens, B * s.max_tokens * 4, m.stream);
+  cuda_download(stats.data(), s.stats, 12, m.stream);
+  for (int64_t b = 0; b < B; ++b)
+    out.tokens[static_cast<size_t>(b)].insert(out.tokens[static_cast<size_t>(b)].end(),
+                                              tokens.begin() + b * s.max_tokens,
+                                              tokens.begin() + (b + 1) * s.max_tokens);
+  out.drafts = stats[1], out.accepted = stats[2];
+  return out;
+}
+
+}  // namespace v3b::kern

@@ -1,0 +1,128 @@
+#include "kernels/forward/cuda_model.h"
+
+#include <algorithm>
+#include <string>
+
+#include "kernels/forward/forward_glue_cuda.h"
+#include "model/error.h"
+#include "model/router_config.h"
+#include "reference/spec/attention.h"
+
+namespace v3b::kern {
+
+void CudaSequence::cut(PagedTrack& t, int64_t n) {
+  if (n < 0 || n > t.length())
+    throw Error(ExitCode::usage, "cannot truncate a cache", "sequence",
+                "0.." + std::to_string(t.length()), std::to_string(n));
+  t.shrink(n);
+}
+
+CudaModel::CudaModel(model::WeightsPtr w, spec::DType d, const model::BackendOptions& o)
+    : options(o),
+      cfg(w->config),
+      dtype(d),
+      room(o.max_context > 0 ? o.max_context : w->config.max_position_embeddings),
+      stream(cuda_stream()) {
+  if (o.flags.router_dtype != spec::RouterDtype::fp32)
+    throw Error(ExitCode::usage, "the CUDA backend computes router logits in fp32 only",
+                "router_dtype");
+  if (o.flags.moe_accum != spec::MoeAccum::fp32)
+    throw Error(ExitCode::usage, "the CUDA backend sums experts in fp32 only", "moe_accum");
+  if (cfg.rope_scaling.type == model::RopeType::dynamic || cfg.rope_scaling.dynamic)
+    throw Error(ExitCode::usage, "the CUDA backend has no dynamic RoPE scaling", "rope_scaling");
+  weights = upload_model(pack_model(*w, d, false));
+  const int64_t row =
+      spec::mla_cache_row_bytes(o.flags.kv_format, d, cfg.kv_lora_rank, cfg.qk_rope_head_dim);
+  main_pool = std::make_shared<PagePool>(cfg.num_hidden_layers, o.page_size, row, room);
+  mtp_pool = std::make_shared<PagePool>(1, o.page_size, row, room);
+  main_arena = std::make_unique<CudaArena>(cfg.num_hidden_layers, o.page_size, row);
+  mtp_arena = std::make_unique<CudaArena>(1, o.page_size, row);
+  router_ = model::router_config(cfg, o.flags);
+  use_bias_ = model::router_uses_bias(cfg, o.flags);
+  freqs_ = model::rope_freqs(cfg, o.flags, room);
+}
+
+void CudaModel::extend_rope(int64_t n) {
+  if (rope_positions_ >= n) return;
+  const int64_t positions =
+      std::max(n, std::min(room, std::max<int64_t>(2 * rope_positions_, 512)));
+  const model::RopeTable t = model::make_rope_table(freqs_, 0, positions);
+  const int64_t size = static_cast<int64_t>(t.cos.size()) * 4;
+  cuda_synchronize(stream);
+  cos_ = DeviceBuffer(size), sin_ = DeviceBuffer(size);
+  cuda_upload(cos_.data(), t.cos.data(), size, stream);
+  cuda_upload(sin_.data(), t.sin.data(), size, stream);
+  rope_positions_ = positions;
+}
+
+void CudaModel::embed(const DeviceLinear& table, int64_t rows, const int32_t* ids, float* h) {
+  embed_f32_cuda_simt(rows, cfg.hidden_size, table.out, ids, table.data, dtype, h, stream);
+}
+
+void CudaModel::run_layer(int64_t index, const Plan& plan, const DevicePlan& dp,
+                          const RouteTap& routes) {
+  const bool mtp = index == cfg.num_hidden_layers;
+  const DeviceLayer& p = mtp ? weights.mtp[0].layer : weights.layers[static_cast<size_t>(index)];
+  const CudaLayerContext ctx{cfg,
+                             options.flags,
+                             dtype,
+                             router_,
+                             use_bias_,
+                             cos_.as<float>(),
+                             sin_.as<float>(),
+                             freqs_.softmax_scale};
+  run_attention_cuda(ctx, p, mtp ? mtp_arena->layer(0) : main_arena->layer(index), plan, dp, ws,
+                     stream);
+  run_ffn_cuda(ctx, p, dp.rows, ws, routes, stream);
+}
+
+void CudaModel::mtp_input(int64_t rows, const int32_t* next_ids, const float* hidden,
+                          bool zero_first) {
+  const DeviceMtp& m = weights.mtp[0];
+  const int64_t d = cfg.hidden_size, e = spec::dtype_bytes(dtype);
+  float* embedded = static_cast<float*>(mtp_embed_.reserve(rows * d * 4));
+  auto* both = static_cast<uint8_t*>(mtp_in_.reserve(rows * 2 * d * e));
+  embed(m.own_embed.out > 0 ? m.own_embed : weights.embed, rows, next_ids, embedded);
+  if (zero_first) cuda_fill(embedded, 0, d * 4, stream);
+  const bool e_first = options.flags.mtp_concat == spec::MtpConcat::emb_h;
+  const auto norm = [&](const float* x, const float* w, void* y) {
+    rmsnorm_mixed_cuda_simt({rows, d, cfg.rms_norm_eps, options.flags.norm_rounding,
+                             spec::DType::f32, spec::DType::f32, dtype, x, d, w, y, 2 * d},
+                            stream);
+  };
+  norm(embedded, m.enorm, both + (e_first ? 0 : d * e));
+  norm(hidden, m.hnorm, both + (e_first ? d * e : 0));
+  ws.h.reserve(rows * d * 4);
+  linear_cuda(dtype, m.eh_proj, rows, both, 2 * d, ws.h.data(), d, spec::DType::f32, stream);
+}
+
+void CudaModel::hidden_rows(const float* norm, int64_t first, int64_t n, float* out) {
+  const int64_t d = cfg.hidden_size;
+  const float* h = ws.h.as<float>() + first * d;
+  if (options.flags.mtp_hidden == spec::MtpHidden::pre_norm) {
+    cuda_copy(out, h, n * d * 4, stream);
+    return;
+  }
+  rmsnorm_mixed_cuda_simt({n, d, cfg.rms_norm_eps, options.flags.norm_rounding, spec::DType::f32,
+                           spec::DType::f32, spec::DType::f32, h, d, norm, out, d},
+                          stream);
+}
+
+float* CudaModel::logits(const float* norm, const DeviceLinear& head, int64_t first, int64_t n) {
+  const int64_t d = cfg.hidden_size, V = cfg.vocab_size;
+  ws.x.reserve(n * d * spec::dtype_bytes(dtype));
+  rmsnorm_mixed_cuda_simt(
+      {n, d, cfg.rms_norm_eps, options.flags.norm_rounding, spec::DType::f32, spec::DType::f32,
+       dtype, ws.h.as<float>() + first * d, d, norm, ws.x.data(), d},
+      stream);
+  ws.logits.reserve(n * V * 4);
+  linear_cuda(dtype, head, n, ws.x.data(), d, ws.logits.data(), V, spec::DType::f32, stream);
+  return ws.logits.as<float>();
+}
+
+const DeviceLinear& CudaModel::mtp_head() const {
+  const DeviceLinear& own = weights.mtp[0].own_head;
+  return own.out > 0 ? own : weights.head_or_embed();
+}
+
+}  // namespace v3b::kern

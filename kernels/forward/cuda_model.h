@@ -1,0 +1,63 @@
+// What the CUDA backend and its decode loop share: the model on the device and the parts of a pass. All on one stream.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "kernels/forward/cuda_arena.h"
+#include "kernels/forward/cuda_pass.h"
+#include "model/backend.h"
+#include "model/rope_table.h"
+
+namespace v3b::kern {
+
+class CudaSequence final : public model::Sequence {
+ public:
+  CudaSequence(std::shared_ptr<PagePool> main_pool, std::shared_ptr<PagePool> mtp_pool)
+      : main(std::move(main_pool)), mtp(std::move(mtp_pool)) {}
+  int64_t length() const override { return main.length(); }
+  int64_t mtp_length() const override { return mtp.length(); }
+  void truncate(int64_t n) override { cut(main, n); }
+  void mtp_truncate(int64_t n) override { cut(mtp, n); }
+  int64_t cache_bytes() const override { return main.bytes() + mtp.bytes(); }
+  PagedTrack main, mtp;
+
+ private:
+  static void cut(PagedTrack& t, int64_t n);
+};
+
+class CudaModel {
+ public:
+  CudaModel(model::WeightsPtr w, spec::DType dtype, const model::BackendOptions& o);
+
+  // Tables for positions below n; not during a capture.
+  void extend_rope(int64_t n);
+  void embed(const DeviceLinear& table, int64_t rows, const int32_t* ids, float* h);
+  // Layer `index` (num_hidden_layers: the MTP module's) over ws.h.
+  void run_layer(int64_t index, const Plan& plan, const DevicePlan& dp, const RouteTap& routes);
+  // ws.h of the MTP pass from its tokens and hidden rows [rows, d] f32. zero_first: mtp_zero_pos0 applies to row 0.
+  void mtp_input(int64_t rows, const int32_t* next_ids, const float* hidden, bool zero_first);
+  // Post-norm (or, flag mtp_hidden, raw) state of rows [first, first + n) of ws.h, f32.
+  void hidden_rows(const float* norm, int64_t first, int64_t n, float* out);
+  // Logits of n rows [n, V] f32 in ws.logits from rows of ws.h at `row_stride` starting at `first`.
+  float* logits(const float* norm, const DeviceLinear& head, int64_t first, int64_t n);
+  const DeviceLinear& mtp_head() const;
+
+  model::BackendOptions options;
+  model::ModelConfig cfg;
+  spec::DType dtype;
+  int64_t room = 0;
+  DeviceModel weights;
+  std::shared_ptr<PagePool> main_pool, mtp_pool;
+  std::unique_ptr<CudaArena> main_arena, mtp_arena;
+  DeviceWorkspace ws;
+  CudaStream stream;
+
+ private:
+  spec::RouterConfig router_;
+  bool use_bias_ = false;
+  model::RopeFreqs freqs_;
+  int64_t rope_positions_ = 0;
+  DeviceBuffer cos_, sin_, mtp_embed_, mtp_in_;
+};
+
+}  // namespace v3b::kern

@@ -1,0 +1,54 @@
+// One pass of the CUDA backend over rows of one or several sequences: device scratch, device plan, one layer. Nothing
+// here waits for the device or allocates once the buffers have grown, so a CUDA graph can capture a pass.
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "kernels/forward/cuda_weights.h"
+#include "kernels/forward/pass.h"
+
+namespace v3b::kern {
+
+// A Plan's arrays on the device; units and items stay on the host.
+struct DevicePlan {
+  int64_t rows = 0, page = 64;
+  const int32_t* positions = nullptr;  // [rows]
+  const int32_t* slots = nullptr;      // [rows]
+  const int32_t* tables = nullptr;     // as Plan::tables
+  const int32_t* seqlens = nullptr;    // as Plan::seqlens
+  std::vector<const int32_t*>
+      item_tables;  // [items] pages of each sequence (expanded attention over old rows)
+};
+
+// Grows to the largest pass and stays.
+struct DeviceWorkspace {
+  DeviceBuffer h, a, x32, logits, x, cq, q, lat, q_abs, o_lat, attn, kv_rows, kvb, gate_up, hidden,
+      y, idx, weight, attention, experts, ids;
+};
+
+struct CudaLayerContext {
+  const model::ModelConfig& c;
+  const spec::Flags& flags;
+  spec::DType dtype;
+  spec::RouterConfig router;
+  bool use_bias;
+  const float *cos, *sin;  // [positions, d_r / 2]
+  double softmax_scale;
+};
+
+// h [rows, d] f32 in ws.h is the residual stream. `arena`: this layer's pages.
+void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8_t* arena,
+                        const Plan& plan, const DevicePlan& dp, DeviceWorkspace& ws,
+                        CudaStream stream);
+// routes: called after the router with device idx [n, K] and weight [n, K] of rows [r0, r0 + n), or empty.
+using RouteTap =
+    std::function<void(int64_t r0, int64_t n, const int32_t* idx, const float* weight)>;
+void run_ffn_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t rows,
+                  DeviceWorkspace& ws, const RouteTap& routes, CudaStream stream);
+
+// y [M, out] = x [M, in] W^T.
+void linear_cuda(spec::DType dtype, const DeviceLinear& w, int64_t M, const void* x, int64_t ldx,
+                 void* y, int64_t ldy, spec::DType y_type, CudaStream stream,
+                 bool accumulate = false);
+
+}  // namespace v3b::kern
