@@ -4,6 +4,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/rows.h"
+#include "kernels/core/team.h"
 
 namespace v3b::kern {
 namespace {
@@ -19,7 +20,12 @@ void run_prefill(int64_t T, int64_t s0, int64_t n_h, int64_t n_kv, const RowsTas
       std::max<int64_t>(1, std::min(kMaxRows / heads, (T + 1) / 2 < 64 ? T : kMaxRows / heads));
   const int64_t head_parts = (group + heads - 1) / heads, blocks = (T + tokens - 1) / tokens;
   const int64_t tasks = n_kv * head_parts * blocks, e = spec::dtype_bytes(proto.dtype);
-#pragma omp parallel for schedule(dynamic)
+  RowsTask all = proto;  // every row against half of the new keys and all old ones
+  all.R = T * n_h;
+  all.j1 = s0 + (T + 1) / 2;
+  const RowsWork work = rows_work(all);
+  const int threads = team_for(work.bytes, work.flop);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t i = 0; i < tasks; ++i) {
     const int64_t block = blocks - 1 - i / (n_kv * head_parts);  // the longest first
     const int64_t g = i % (n_kv * head_parts) / head_parts, part = i % head_parts;

@@ -1,10 +1,9 @@
 // The feed-forward half of a decoder layer (SPEC 1.12-1.16): dense SwiGLU, or router, experts and
 // shared expert.
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/core/team.h"
 #include "kernels/forward/pass.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/rmsnorm.h"
@@ -12,8 +11,6 @@
 
 namespace v3b::kern {
 namespace {
-
-constexpr int64_t kParallelFrom = 1 << 15;
 
 void norm(const LayerContext& ctx, int64_t n, const float* x, const float* w, void* y,
           spec::DType y_type) {
@@ -72,14 +69,15 @@ void router_logits(const LayerContext& ctx, const PackedLayer& p, int64_t n, con
 }
 
 void add_rows(const LayerContext& ctx, const uint8_t* y, int64_t n, float* h) {
+  const int threads = team_for(12.0 * static_cast<double>(n), 0);
   if (ctx.dtype == spec::DType::f32) {
     const float* f = reinterpret_cast<const float*>(y);
-#pragma omp parallel for simd schedule(static) if (n > kParallelFrom)
+#pragma omp parallel for simd schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; ++i) h[i] += f[i];
     return;
   }
   const uint16_t* b = reinterpret_cast<const uint16_t*>(y);
-#pragma omp parallel for simd schedule(static) if (n > kParallelFrom)
+#pragma omp parallel for simd schedule(static) num_threads(threads)
   for (int64_t i = 0; i < n; ++i) h[i] += std::bit_cast<float>(static_cast<uint32_t>(b[i]) << 16);
 }
 

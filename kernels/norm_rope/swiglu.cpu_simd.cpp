@@ -13,6 +13,7 @@
 
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+#include "kernels/core/team.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
 #include "kernels/norm_rope/swiglu.h"
 
@@ -20,7 +21,7 @@
 #define V3B_SWIGLU_ONCE
 namespace v3b::kern {
 namespace {
-constexpr int64_t kParallelFrom = 1 << 14;
+constexpr double kExpBytes = 16;     // an exponential costs about as much as moving so many bytes
 constexpr int64_t kSumBlock = 1024;  // a multiple of every vector length
 }  // namespace
 }  // namespace v3b::kern
@@ -61,11 +62,12 @@ void swiglu_rows(const spec::SwigluArgs& a) {
                a.row_scale == nullptr ? 1.0F : a.row_scale[t],
                static_cast<Y*>(a.y) + t * a.y_stride);
   };
-  if (a.T == 1 || a.T * a.m < kParallelFrom || omp_in_parallel() != 0) {
+  const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.m) * kExpBytes, 0);
+  if (a.T == 1 || threads == 1) {
     for (int64_t t = 0; t < a.T; ++t) row(t);
     return;
   }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < a.T; ++t) row(t);
 }
 
@@ -122,11 +124,12 @@ void softmax(const spec::SoftmaxArgs& a) {
                 a.y == nullptr ? nullptr : a.y + t * a.y_stride,
                 a.lse == nullptr ? nullptr : a.lse + t);
   };
-  if (a.T == 1 || a.T * a.n < kParallelFrom || omp_in_parallel() != 0) {
+  const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.n) * kExpBytes, 0);
+  if (a.T == 1 || threads == 1) {
     for (int64_t t = 0; t < a.T; ++t) row(t);
     return;
   }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < a.T; ++t) row(t);
 }
 const char* swiglu_target() { return hwy::TargetName(HWY_TARGET); }
