@@ -38,4 +38,30 @@ Tolerance forward_tolerance(const spec::ForwardShape& s, const std::string& outp
 Runner forward_runner(ForwardData& d, const std::string& backend);
 Support forward_support(const spec::ForwardShape& s, const std::string& backend);
 
+// The declaration that the three ops share (DESIGN 2). What gives its name, what a pass of it is
+// (ForwardWhat) and its cases.
+template <class What>
+struct ForwardOp {
+  static constexpr const char* name = What::name;
+  using Shape = spec::ForwardShape;
+  using Data = ForwardData;
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+    return make_forward_data(s, What::what, seed);
+  }
+  static Expected reference(const Data& d) { return forward_reference(d); }
+  static Cost cost(const Shape& s) { return forward_cost(s, What::what); }
+  static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
+    return forward_tolerance(s, output);
+  }
+  static std::vector<Case<Shape>> cases() { return What::cases(); }
+  static std::vector<Impl<ForwardOp>> impls() {
+    std::vector<Impl<ForwardOp>> v;
+    v.push_back({"cpu_backend", [](const Shape& s) { return forward_support(s, "cpu"); },
+                 [](Data& d) { return forward_runner(d, "cpu"); }});
+    v.push_back({"cpu_eigen", [](const Shape& s) { return forward_support(s, "reference_f32"); },
+                 [](Data& d) { return forward_runner(d, "reference_f32"); }, true});
+    return v;
+  }
+};
+
 }  // namespace v3b::bench
