@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "model/error.h"
+#include "model/mtp_support.h"
 #include "model/rope_table.h"
 #include "model/router_config.h"
 #include "reference/embedding.h"
@@ -130,6 +131,7 @@ class RefBackend final : public model::Backend {
                             std::span<const float> hidden, const ForwardOptions& o) override {
     if (params_.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    model::check_single_mtp(cfg_, name());
     auto& seq = dynamic_cast<RefSequence<S>&>(sequence);
     const MtpParams<S>& m = params_.mtp[0];
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp_length(),

@@ -13,7 +13,7 @@ namespace v3b::ref {
 // sends every cache row through its record. With kv_format bf16 nothing is rounded.
 // norm_rounding=hf rounds to bf16, whatever S is. Throws
 // v3b::Error on token ids out of range, contexts beyond options.max_context, mtp_forward without
-// MTP.
+// MTP or with several MTP modules (model/mtp_support.h).
 template <class S>
 std::unique_ptr<model::Backend> make_reference_backend(model::WeightsPtr weights,
                                                        const model::BackendOptions& options = {});

@@ -12,6 +12,7 @@
 
 #include "model/error.h"
 #include "model/hash.h"
+#include "model/mtp_support.h"
 #include "reference/speculative.h"
 #include "reports/machine.h"
 #include "scenarios/backend_factory.h"
@@ -76,7 +77,8 @@ class Run {
     const auto& c = model_.config();
     if (c.num_nextn_predict_layers < 1)
       throw Error(ExitCode::bad_input, "the model has no MTP module", model_.name,
-                  "num_nextn_predict_layers of 1 or more", "0");
+                  "num_nextn_predict_layers of 1", "0");
+    model::check_single_mtp(c, model_.name);
     const int64_t most = *std::max_element(o_.drafts.begin(), o_.drafts.end());
     if (o_.prompt_tokens + o_.max_new + most > c.max_position_embeddings)
       throw Error(ExitCode::usage, "prompt and continuation do not fit the context",

@@ -9,6 +9,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/rmsnorm.h"
 #include "model/error.h"
+#include "model/mtp_support.h"
 #include "model/router_config.h"
 #include "reference/spec/attention.h"
 
@@ -124,6 +125,7 @@ class CpuBackend final : public model::Backend {
                             std::span<const float> hidden, const ForwardOptions& o) override {
     if (packed_.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    model::check_single_mtp(cfg_, name());
     auto& seq = dynamic_cast<CpuSequence&>(sequence);
     const PackedMtp& m = packed_.mtp[0];
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp.length(),
