@@ -229,6 +229,7 @@ TEST_P(Forward, AgreesWithTheReferenceUnderEveryFlag) {
       [](auto& o) { o.flags.kv_format = spec::KvFormat::fp8_656_free; },
       [](auto& o) { o.flags.mtp_hidden = spec::MtpHidden::pre_norm; },
       [](auto& o) { o.flags.mtp_zero_pos0 = true; },
+      [](auto& o) { o.flags.mtp_concat = spec::MtpConcat::h_emb; },
       [](auto& o) { o.flags.ignore_group_limit = true; },
       [](auto& o) { o.flags.ignore_selection_bias = true; },
       [](auto& o) { o.flags.gate_eps = spec::GateEps::zero; },
@@ -258,6 +259,53 @@ TEST_P(Forward, AgreesWithTheReferenceUnderEveryFlag) {
     EXPECT_TRUE(e <= (fp8 && GetParam().tol > 1e-6 ? 5e-2 : 2 * GetParam().tol))
         << "variant " << i << ": " << e;
   }
+}
+
+// norm_rounding=hf (SPEC 1.2) rounds the normalised value to bf16 in every backend, also in one
+// that computes in f32. Where two backends differ in the last bits a value may round to the
+// neighbour; so the backends agree far better than the flag changes the result, not to the bit.
+TEST_P(Forward, NormRoundingOfHuggingFaceAgreesWithTheReference) {
+  const model::ModelConfig c = small_config();
+  const auto w = model::random_weights(c, 5, spec::DType::bf16);
+  const auto ids = tokens(21, c.vocab_size, 9);
+  BackendOptions hf;
+  hf.flags.norm_rounding = spec::NormRounding::hf;
+  const auto logits = [&](const char* name, const BackendOptions& o) {
+    auto b = scen::make_backend(name, w, o);
+    auto seq = b->new_sequence();
+    const ForwardResult main = b->forward(*seq, std::span(ids).first(20), kAll);
+    const ForwardResult mtp = b->mtp_forward(*seq, std::span(ids).subspan(1), main.hidden, kAll);
+    std::vector<float> all = main.logits;
+    for (const auto* v : {&main.hidden, &mtp.logits, &mtp.hidden})
+      all.insert(all.end(), v->begin(), v->end());
+    return all;
+  };
+  const auto reference = logits("reference_f64", hf);
+  const double flag = rel(logits("reference_f64", {}), reference);
+  const double e = rel(logits(GetParam().name, hf), reference);
+  EXPECT_GT(flag, 1e-4);  // the flag does something
+  const bool f32_or_better = GetParam().tol < 1e-3;
+  EXPECT_TRUE(e <= (f32_or_better ? flag / 4 : GetParam().tol)) << e << ", the flag: " << flag;
+}
+
+// The backends run module 0 alone (SPEC 1.25 with D = 1); a checkpoint with more is no such model,
+// and drafting with its first module over and over would be silently something else.
+TEST_P(Forward, RefusesToDraftWithSeveralMtpModules) {
+  model::ModelConfig c = small_config();
+  c.num_nextn_predict_layers = 2;
+  auto b = make(c);
+  auto seq = b->new_sequence();
+  const auto ids = tokens(5, c.vocab_size, 3);
+  const ForwardResult main = b->forward(*seq, std::span(ids).first(4), kAll);  // needs none of them
+  EXPECT_EQ(main.hidden.size(), static_cast<size_t>(4 * c.hidden_size));
+  try {
+    (void)b->mtp_forward(*seq, std::span(ids).subspan(1), main.hidden, kAll);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("num_nextn_predict_layers"), std::string::npos)
+        << e.what();
+  }
+  EXPECT_EQ(seq->mtp_length(), 0);
 }
 
 TEST_P(Forward, BadCallsThrow) {

@@ -72,7 +72,7 @@ void norm_row(const Job& j, const X* x, X* r, const W* w, Y* y) {
   }
   const float scale = 1.0F / std::sqrt(sum(df, hn::Add(s0, s1)) / static_cast<float>(d) + j.eps);
   const VF vs = hn::Set(df, scale);
-  const bool hf = j.hf && sizeof(Y) == 2;
+  const bool hf = j.hf;
   for (i = 0; i < body; i += n) {
     VF v = hn::Mul(load(df, x + i), vs);
     if (hf) v = round_bf16(df, v);
@@ -140,19 +140,9 @@ int code(spec::DType t) { return t == spec::DType::bf16 ? 1 : 0; }
 
 void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept {
   const int c = code(a.dtype);
-  const Job j{a.T,
-              a.d,
-              static_cast<float>(a.eps),
-              a.norm_rounding == spec::NormRounding::hf,
-              c,
-              c,
-              c,
-              a.x,
-              a.d,
-              a.residual,
-              a.w,
-              a.y,
-              a.d};
+  const bool hf = a.norm_rounding == spec::NormRounding::hf && c == 1;  // f32 storage: no rounding
+  const Job j{a.T, a.d, static_cast<float>(a.eps), hf, c, c, c, a.x, a.d, a.residual, a.w,
+              a.y, a.d};
   HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
 }
 void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {
