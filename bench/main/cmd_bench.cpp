@@ -184,7 +184,27 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
   return summary_code(s);
 }
 
+}  // namespace
+
+// The range that is to be profiled: a function of its own and never inlined, so that a profiler can
+// keep what was called from here and leave out the making of inputs and the check.
+[[gnu::noinline]] int64_t v3bench_profiled_range(const Runner& runner, double seconds,
+                                                 double* total_s) {
+  const auto t0 = std::chrono::steady_clock::now();
+  int64_t runs = 0;
+  double elapsed = 0;
+  do {
+    *total_s += run_once(runner);
+    ++runs;
+    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+  } while (elapsed < seconds);
+  return runs;
+}
+
+namespace {
+
 int run_profile(JobOptions& o, double seconds) {
+  const auto started = std::chrono::steady_clock::now();
   prepare_run(o.common);
   const Ops ops = all_ops();
   const auto groups = select(ops, o);
@@ -202,22 +222,26 @@ int run_profile(JobOptions& o, double seconds) {
   }
   DataHandle data = g.op->make(g.info.text, Fill::real, o.common.seed);
   const Runner runner = g.op->prepare(how, data);
-  const std::string same = fmt::format("v3bench profile --op {} --impl {} --case {} --seed {}",
-                                       g.op->name(), how, g.info.text, o.common.seed);
+  const std::string same =
+      fmt::format("v3bench profile --op {} --impl {} --case {} --seed {} --threads {}",
+                  g.op->name(), how, g.info.text, o.common.seed, o.common.threads);
   fmt::print("range {} ({}), pid {}\n", impl_name(*g.op, how), check.resolved_isa, getpid());
   if (device_of(how) == "cuda")
     fmt::print("ncu --nvtx --nvtx-include \"{}/\" --set full {}\n", impl_name(*g.op, how), same);
   else
-    fmt::print("perf record -g --delay 2000 {} --seconds 5   # the check comes first\n", same);
+    // Sampling starts when inputs and check of this run were done; a tenth later, to be sure.
+    fmt::print(
+        "perf record -g --delay {} {} --seconds {}\n"
+        "perf report --no-children   # the calling thread's share alone: --parent "
+        "v3bench_profiled_range --exclude-other\n",
+        static_cast<int64_t>(
+            1100 *
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count()) +
+            100,
+        same, seconds > 0 ? seconds : 5.0);
   std::fflush(stdout);
-  const auto t0 = std::chrono::steady_clock::now();
-  int64_t runs = 0;
-  double total = 0, elapsed = 0;
-  do {
-    total += run_once(runner);
-    ++runs;
-    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
-  } while (elapsed < seconds);
+  double total = 0;
+  const int64_t runs = v3bench_profiled_range(runner, seconds, &total);
   fmt::print("{} runs, {} each\n", runs,
              rep::short_time_us(1e6 * total / static_cast<double>(runs)));
   return 0;
