@@ -60,7 +60,7 @@ struct Embedding {
                    const Shape& s = d.shape;
                    const spec::EmbeddingArgs a{
                        s.T, s.d, s.V, s.dtype, d.ids.as<int32_t>(), d.table.data(), d.y.data()};
-                   return Runner{.run = [a] { kern::embedding_cpu(a); },
+                   return Runner{.run = [a] { kern::embedding_cpu_copy(a); },
                                  .resolved_isa = "baseline"};
                  }});
     v.push_back({"cpu_eigen", nullptr,

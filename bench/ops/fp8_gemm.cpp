@@ -173,19 +173,9 @@ struct Fp8Gemm {
                    auto x = std::make_shared<std::vector<float>>(size_t(s.m * s.k));
                    kern::fp8_dequant_weight(s.n, s.k, d.qb.as<spec::f8e4m3>(), d.sb.as<float>(),
                                             DType::f32, w->data());
-                   return Runner{
-                       .run =
-                           [&d, w, x] {
-                             const Shape& s = d.shape;
-                             ref::fp8_dequantize_act<float>(s.m, s.k, d.qa.as<spec::f8e4m3>(),
-                                                            d.sa.as<float>(), x->data());
-                             kern::GemmArgs g;
-                             g.M = s.m, g.N = s.n, g.K = s.k, g.a = x->data(), g.lda = s.k;
-                             g.b = w->data(), g.ldb = s.k, g.c = d.c.data(), g.ldc = s.n;
-                             g.ab_type = DType::f32, g.c_type = s.dtype;
-                             kern::gemm_onednn(g);
-                           },
-                       .resolved_isa = kern::gemm_onednn_isa()};
+                   return Runner{.run = [a = d.args(), w,
+                                         x] { kern::fp8_gemm_cpu_onednn(a, w->data(), x->data()); },
+                                 .resolved_isa = kern::gemm_onednn_isa()};
                  },
                  true});
     v.push_back({"cpu_eigen", [](const Shape& s) { return eigen_support(s.m, s.n, s.k); },

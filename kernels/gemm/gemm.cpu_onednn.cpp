@@ -1,4 +1,4 @@
-// gemm() through oneDNN's matmul. Creating a primitive costs ~0.1-1 ms (code generation), looking
+// Products through oneDNN's matmul. Creating a primitive costs ~0.1-1 ms (code generation), looking
 // one up must cost next to nothing, so every thread keeps its own table from the full shape to a
 // ready primitive with its three memory objects and a scratch buffer: no lock, no allocation, no
 // std::unordered_map of arguments on the hot path. The generated code itself is shared between
@@ -15,7 +15,6 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
-#include "kernels/core/team.h"
 #include "kernels/gemm/gemv.h"
 
 namespace v3b::kern {
@@ -277,32 +276,17 @@ void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t
 
 }  // namespace
 
-void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
-                  int64_t stride_c) noexcept {
+void gemm_onednn_threads(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c, int threads, bool may_stream) noexcept {
   try {
-    if (count == 1) {
-      if (gemv_takes(g)) return gemv(g);
-      stride_a = stride_b = stride_c = 0;
-    }
-    const double m = static_cast<double>(g.M), n = static_cast<double>(g.N),
-                 k = static_cast<double>(g.K), problems = static_cast<double>(count);
-    const double bytes = problems * ((m * k + k * n) * spec::dtype_bytes(g.ab_type) +
-                                     m * n * spec::dtype_bytes(g.c_type));
-    run_split(g, count, stride_a, stride_b, stride_c, team_for(bytes, 2 * m * n * k * problems),
-              true);
+    run_split(g, count, stride_a, stride_b, stride_c, threads, may_stream);
   } catch (const std::exception& e) {
     die(g, e.what());
   }
 }
 
-void gemm(const GemmArgs& g) noexcept { gemm_batched(g, 1, 0, 0, 0); }
-
 void gemm_onednn(const GemmArgs& g) noexcept {
-  try {
-    run_split(g, 1, 0, 0, 0, num_threads(), false);  // the library's own choice of threads
-  } catch (const std::exception& e) {
-    die(g, e.what());
-  }
+  gemm_onednn_threads(g, 1, 0, 0, 0, num_threads(), false);  // the library's own choice of threads
 }
 
 std::string gemm_onednn_isa() {

@@ -17,6 +17,7 @@ const char* router_select_cpu_simd_isa() noexcept;
 // Rows to expert order (stable), and the weighted sum back. Pure moves; fp32 sums, k ascending.
 void moe_dispatch_cpu_simd(const spec::MoeDispatchArgs& a) noexcept;
 void moe_combine_cpu_simd(const spec::MoeCombineArgs& a) noexcept;
+void moe_combine_rows(const spec::MoeCombineArgs& a) noexcept;  // its loop, beside the dispatch's
 const char* moe_dispatch_cpu_simd_isa() noexcept;
 
 // Scratch that grows to the largest call and is kept between calls (decode steps allocate nothing).

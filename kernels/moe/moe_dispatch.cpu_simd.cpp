@@ -123,9 +123,7 @@ void moe_dispatch_cpu_simd(const spec::MoeDispatchArgs& a) noexcept {
   a.offsets[0] = 0;
   HWY_DYNAMIC_DISPATCH(gather)(a);
 }
-void moe_combine_cpu_simd(const spec::MoeCombineArgs& a) noexcept {
-  HWY_DYNAMIC_DISPATCH(combine)(a);
-}
+void moe_combine_rows(const spec::MoeCombineArgs& a) noexcept { HWY_DYNAMIC_DISPATCH(combine)(a); }
 const char* moe_dispatch_cpu_simd_isa() noexcept { return HWY_DYNAMIC_DISPATCH(dispatch_target)(); }
 
 }  // namespace v3b::kern
