@@ -281,6 +281,7 @@ int threads_for(const Call& c) {
   for (const auto& j : c.s.jobs) {
     const double weights = 3.0 * static_cast<double>(c.a.d) * static_cast<double>(j.m);
     bytes += weights * static_cast<double>(spec::dtype_bytes(c.a.w_dtype));
+    bytes += static_cast<double>(j.rows) * static_cast<double>(c.a.d + 3 * j.m) * 4;
     flop += 2 * weights * static_cast<double>(j.rows);
   }
   return team_for(kExpertFactor * bytes, kExpertFactor * flop);
