@@ -250,7 +250,7 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   add_selection(*sub, *bench);
   add_out(*sub, bench->common, "");
   sub->add_option("--min-time", bench->min_time, "seconds of samples a job")
-      ->check(CLI::Range(1e-6, 1e4));
+      ->check(number_from(1e-6, 1e4));
   sub->add_option("--rounds", bench->rounds, "rounds in which implementations take turns")
       ->check(CLI::Range(1, 1000));
   sub->callback([bench, &chosen] {
@@ -261,7 +261,8 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   auto seconds = std::make_shared<double>(0.0);
   sub = app.add_subcommand("profile", "one job, checked, then run for a profiler");
   add_selection(*sub, *profile);
-  sub->add_option("--seconds", *seconds, "run at least so long (default: once)");
+  sub->add_option("--seconds", *seconds, "run at least so long (default: once)")
+      ->check(number_from(0, 1e6));
   sub->callback([profile, seconds, &chosen] {
     chosen.run = [=] { return run_profile(*profile, *seconds); };
   });
