@@ -32,8 +32,10 @@ void add_selection(CLI::App& app, JobOptions& o) {
   app.add_option("--op", o.selection.ops, "ops, comma-separated")->delimiter(',');
   app.add_option("--impl", o.selection.impls, "implementations: cpu_simd or rmsnorm.cpu_simd")
       ->delimiter(',');
-  app.add_option("--case", o.selection.cases,
-                 "a case of any shape of one --op: T=1:512:*2,d=7168; may be repeated");
+  app.add_option(
+      "--case", o.selection.cases,
+      "a case of any shape of one --op (v3bench list --op OP shows its keys): T=1:512:*2,d=7168; "
+      "may be repeated");
   app.add_option("--filter", o.selection.filter,
                  "regular expression searched in op.implementation/case");
   app.add_option("--device", o.selection.device, "cpu or cuda")

@@ -87,6 +87,17 @@ int run_command(int argc, char** argv) {
   }
   CLI::App app{"Benchmarks and checks of DeepSeek-V3 components on this machine", "v3bench"};
   app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  v3bench list --op fp8_gemm\n"
+      "  v3bench bench --op fp8_gemm --case m=96,n=4608,k=7168 --out results\n"
+      "  v3bench scenario kv-cache --quick --out results\n"
+      "  v3bench table results\n"
+      "v3bench COMMAND --help tells a command's options.\n"
+      "Exit codes: 0 all well; 1 a check failed; 2 regression; 3 ambiguous; 4 nothing matched or "
+      "ran; 5 a case is "
+      "missing;\n6 machines differ; 64 usage; 65 bad input; 66 not found; 74 cannot write; 130, "
+      "143 interrupted.");
   app.set_version_flag("--version", "v3bench 0.1.0");
   add_bench_commands(app, chosen);
   add_scenario_commands(app, chosen);
