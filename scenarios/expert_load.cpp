@@ -10,6 +10,7 @@
 #include "reference/balance.h"
 #include "reports/machine.h"
 #include "scenarios/expert_load_rows.h"
+#include "scenarios/training.h"
 
 namespace v3b::scen {
 namespace {
@@ -146,6 +147,8 @@ double maxvio_noise_floor(int64_t E, int64_t K, int64_t T, uint64_t seed) {
 
 int run_expert_load(const ExpertLoadOptions& options) {
   const ExpertLoadOptions o = with_defaults(options);
+  check_route_names(o);
+  for (const auto& s : o.strategies) (void)parse_balance(s);
   const auto csv = open_csv(o, "expert_load.csv", expert_load_columns(), expert_load_keys());
   const auto wanted = [&](const char* part) {
     return std::find(o.parts.begin(), o.parts.end(), part) != o.parts.end();

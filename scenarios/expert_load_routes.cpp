@@ -75,6 +75,10 @@ struct Wanted {
 
 }  // namespace
 
+void check_route_names(const ExpertLoadOptions& o) {
+  for (const auto& name : o.routes) (void)route_keys(name);
+}
+
 bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   const Layer layer = layer_of(o.full);
   std::vector<std::string> routes = o.routes;

@@ -15,6 +15,7 @@ void set_load(rep::Record& r, const std::vector<int64_t>& load);
 
 void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv);
 void expert_load_training(const ExpertLoadOptions& o, rep::CsvWriter& csv);
+void check_route_names(const ExpertLoadOptions& o);  // Error(usage) before anything runs for long
 bool expert_load_routes(const ExpertLoadOptions& o,
                         rep::CsvWriter& csv);  // false: a kernel failed its check
 

@@ -14,6 +14,7 @@
 #include "bench/ops/registry.h"
 #include "model/error.h"
 #include "reports/machine.h"
+#include "scenarios/backend_factory.h"
 #include "scenarios/kv_cache_step.h"
 
 namespace v3b::scen {
@@ -302,6 +303,13 @@ class Run {
 
 int run_kv_cache(const KvCacheOptions& options) {
   const KvCacheOptions o = with_defaults(options);
+  if (o.measure_memory) {  // said before the formulas, not after
+    (void)backend_name(o.backend, "");
+    if (o.model.starts_with("random:"))
+      (void)model::load_preset(o.model.substr(7));
+    else if (!o.model.empty())
+      (void)model::load_config(o.model);
+  }
   Run run(o);
   run.fits();
   run.sizes();

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -52,7 +53,9 @@ std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
       t.resume = o.resume && fs::exists(t.out_dir + "/state.json", ec);
       fmt::print(stderr, "fine-tuning {} x{}, phase {}: {} steps of {} x {} tokens\n", v.name,
                  v.scaling.factor, phase + 1, t.steps, t.batch, context);
-      if (train(t).interrupted)
+      const TrainResult tuned = train(t);
+      if (tuned.interrupted) std::raise(tuned.signal);  // the caller's own handling goes on
+      if (tuned.interrupted)
         throw Error(ExitCode::nothing_ran, "fine-tuning was interrupted", t.out_dir,
                     "--resume to go on");
       std::ofstream(t.out_dir + "/finished") << "1\n";

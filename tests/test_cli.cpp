@@ -67,8 +67,11 @@ class Cli : public ::testing::Test {
 const char* kSmall = "--op rmsnorm --case T=3,d=37,dtype=f32";
 
 TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
-  expect_one_line("bench --qick", 64, {"--qick"});
-  expect_one_line("chek", 64, {"chek"});
+  expect_one_line("bench --qick", 64, {"--qick", "did you mean --quick?", "v3bench bench --help"});
+  expect_one_line("scenario kv-cache --ful", 64, {"--ful", "did you mean --full?"});
+  expect_one_line("train --lrr=3", 64, {"unknown option '--lrr'", "did you mean --lr?"});
+  expect_one_line("check --nothing-like-it", 64, {"unknown option '--nothing-like-it'"});
+  expect_one_line("chek", 64, {"chek", "did you mean check?"});
   expect_one_line("", 64, {"subcommand"});
   expect_one_line("check --op rmsnrm", 64, {"rmsnrm", "rmsnorm"});
   expect_one_line("check --op rmsnorm --impl cpu_fast", 64, {"cpu_fast", "cpu_simd"});
@@ -81,7 +84,10 @@ TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
   expect_one_line("check --quick --full", 64, {"--quick"});
   expect_one_line("check --threads many", 64, {"many"});
   expect_one_line("compare only_one", 64, {"NEW"});
-  expect_one_line("scenario kv-cahce", 64, {"kv-cahce"});
+  expect_one_line("scenario kv-cahce", 64, {"kv-cahce", "did you mean kv-cache?"});
+  expect_one_line("bench --op rmsnorm --case T=3 --min-time nan", 64, {"--min-time", "nan"});
+  expect_one_line("compare a b --threshold nan", 64, {"--threshold", "nan"});
+  expect_one_line("generate --max-new 1", 64, {"--prompt"});
   expect_one_line("scenario kv-cache --contexts 1:x", 64, {"--contexts", "x"});
 }
 
@@ -151,6 +157,10 @@ TEST_F(Cli, MissingAndBadFiles) {
   expect_one_line("compare none.csv none.csv", 66, {"none.csv"});
   std::ofstream(dir_ + "/bad.csv") << "op,impl\na,b\n";
   expect_one_line("compare bad.csv bad.csv", 65, {"bad.csv", "missing column"});
+  expect_one_line("table bad.csv", 65, {"bad.csv", "line 1", "schema_version"});
+  std::ofstream(dir_ + "/text.txt") << "hello\nworld\n";
+  expect_one_line("table text.txt", 65, {"text.txt", "line 1", "schema_version", "hello"});
+  expect_one_line("table .", 66, {"no result files"});
 }
 
 TEST_F(Cli, UnwritableOutputIs74) {
@@ -169,6 +179,62 @@ TEST_F(Cli, FullDiskIs74AndFinishedRowsStay) {
   EXPECT_GT(t.rows.size(), 3u);
   EXPECT_LT(t.rows.size(), 200u);
   for (size_t i = 0; i < t.rows.size(); ++i) EXPECT_EQ(t.cell(i, "status"), "passed");
+}
+
+// Nobody may take a table for written that was not.
+TEST_F(Cli, FullStandardOutputIs74) {
+  for (const char* a : {"list --quick >/dev/full", "list --op rmsnorm >/dev/full", "--help >&-"}) {
+    (void)run(std::string(a) + " 2>said; echo $? >code; true");
+    EXPECT_EQ(slurp(dir_ + "/code"), "74\n") << a;
+    const std::string said = slurp(dir_ + "/said");
+    EXPECT_NE(said.find("standard output"), std::string::npos) << a << "\n" << said;
+    EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << a << "\n" << said;
+  }
+}
+
+TEST_F(Cli, FullDiskOfLogitsIs74AndLeavesNothing) {
+  const std::string golden = std::string(V3B_SOURCE_DIR) + "/tests/goldens/base_f32";
+  const Result r = run("logits --model " + golden + " --tokens " + golden +
+                           "/tokens.txt --backend cpu --dtype f32 --out l.npy",
+                       "ulimit -f 2;");
+  EXPECT_EQ(r.code, 74) << r.err;
+  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+  EXPECT_NE(r.err.find("l.npy"), std::string::npos) << r.err;
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/l.npy"));
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/l.npy.partial"));
+}
+
+TEST_F(Cli, FullDiskOfAScenarioIs74AndFinishedRowsStay) {
+  const Result r = run(
+      "scenario kv-cache --no-memory --no-step --presets tiny-v3 --contexts 1:4096:*2 --out res",
+      "ulimit -f 4;");
+  EXPECT_EQ(r.code, 74) << r.err;
+  EXPECT_NE(r.err.find("kv_cache.csv"), std::string::npos) << r.err;
+  const size_t rows = rep::read_csv(dir_ + "/res/kv_cache.csv").rows.size();
+  EXPECT_GT(rows, 3u);
+  const Result again = run(
+      "scenario kv-cache --no-memory --no-step --presets tiny-v3 --contexts 1:4096:*2 --out res "
+      "--resume");
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_GT(rep::read_csv(dir_ + "/res/kv_cache.csv").rows.size(), rows);
+}
+
+TEST_F(Cli, WhatAKilledProcessLeftIsSweptUp) {
+  const pid_t gone = fork();
+  if (gone == 0) _exit(0);
+  waitpid(gone, nullptr, 0);
+  const std::string dead = std::to_string(gone), mine = std::to_string(getpid());
+  std::filesystem::create_directories(dir_ + "/res");
+  for (const std::string& name :
+       {"bench.csv.tmp." + dead, "machine.json.tmp." + dead, ".v3bench-probe." + dead,
+        "bench.csv.tmp." + mine, "notes.tmp." + dead, std::string("x.csv.tmp.old")})
+    std::ofstream(dir_ + "/res/" + name) << "half";
+  ASSERT_EQ(run(std::string("check ") + kSmall + " --out res").code, 0);
+  std::set<std::string> left;
+  for (const auto& e : std::filesystem::directory_iterator(dir_ + "/res"))
+    left.insert(e.path().filename().string());
+  EXPECT_EQ(left, (std::set<std::string>{"bench.csv", "machine.json", "bench.csv.tmp." + mine,
+                                         "notes.tmp." + dead, "x.csv.tmp.old"}));
 }
 
 TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {

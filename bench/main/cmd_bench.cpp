@@ -32,8 +32,10 @@ void add_selection(CLI::App& app, JobOptions& o) {
   app.add_option("--op", o.selection.ops, "ops, comma-separated")->delimiter(',');
   app.add_option("--impl", o.selection.impls, "implementations: cpu_simd or rmsnorm.cpu_simd")
       ->delimiter(',');
-  app.add_option("--case", o.selection.cases,
-                 "a case of any shape of one --op: T=1:512:*2,d=7168; may be repeated");
+  app.add_option(
+      "--case", o.selection.cases,
+      "a case of any shape of one --op (v3bench list --op OP shows its keys): T=1:512:*2,d=7168; "
+      "may be repeated");
   app.add_option("--filter", o.selection.filter,
                  "regular expression searched in op.implementation/case");
   app.add_option("--device", o.selection.device, "cpu or cuda")
@@ -274,7 +276,7 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   add_selection(*sub, *bench);
   add_out(*sub, bench->common, "");
   sub->add_option("--min-time", bench->min_time, "seconds of samples a job")
-      ->check(CLI::Range(1e-6, 1e4));
+      ->check(number_from(1e-6, 1e4));
   sub->add_option("--rounds", bench->rounds, "rounds in which implementations take turns")
       ->check(CLI::Range(1, 1000));
   sub->callback([bench, &chosen] {
@@ -285,7 +287,8 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   auto seconds = std::make_shared<double>(0.0);
   sub = app.add_subcommand("profile", "one job, checked, then run for a profiler");
   add_selection(*sub, *profile);
-  sub->add_option("--seconds", *seconds, "run at least so long (default: once)");
+  sub->add_option("--seconds", *seconds, "run at least so long (default: once)")
+      ->check(number_from(0, 1e6));
   sub->callback([profile, seconds, &chosen] {
     chosen.run = [=] { return run_profile(*profile, *seconds); };
   });

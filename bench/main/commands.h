@@ -20,6 +20,8 @@ struct Common {
   std::string out, device;
   bool quick = false, full = false, resume = false;
 };
+// Accepts lo <= number <= hi; CLI::Range lets NaN through.
+CLI::Validator number_from(double lo, double hi);
 void add_threads_seed(CLI::App& app, Common& c);
 void add_sizes(CLI::App& app, Common& c);
 void add_out(CLI::App& app, Common& c, const std::string& default_dir);
