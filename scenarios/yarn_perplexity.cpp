@@ -60,7 +60,7 @@ YarnOptions with_defaults(YarnOptions o, int64_t L) {
   set_default<Names>(o.finetune_variants, {"none", "pi", "yarn"}, {"none", "pi", "ntk", "yarn"},
                      o.full);
   if (o.finetune_factor == 0)
-    o.finetune_factor = static_cast<double>(o.length) / static_cast<double>(L);
+    o.finetune_factor = std::max(1.0, static_cast<double>(o.length) / static_cast<double>(L));
   const auto positive = [](int64_t v, const char* flag, int64_t least = 1) {
     if (v < least)
       throw Error(ExitCode::usage, "bad value", flag, fmt::format("{} or more", least),

@@ -257,11 +257,12 @@ TEST_P(Forward, AgreesWithTheReferenceUnderEveryFlag) {
     // An FP8 row may round to the neighbouring code where the latents differ in the last bits (SPEC
     // 0.6: 5e-2).
     const bool fp8 = o.flags.kv_format != spec::KvFormat::bf16;
-    // Sums in bf16 may round either way for the same reason: 2^-9 a rounding.
-    const bool bf16_sums = o.flags.moe_accum == spec::MoeAccum::bf16;
+    double bound = fp8 && GetParam().tol > 1e-6 ? 5e-2 : 2 * GetParam().tol;
+    // Sums of experts in bf16: the same where a term lies beside a rounding boundary, 2^-9 of it.
+    if (o.flags.moe_accum == spec::MoeAccum::bf16 && GetParam().tol > 1e-6)
+      bound = std::max(bound, 1e-2);
     const double e = rel(out[0], out[1]);
-    EXPECT_TRUE(e <= ((fp8 || bf16_sums) && GetParam().tol > 1e-6 ? 5e-2 : 2 * GetParam().tol))
-        << "variant " << i << ": " << e;
+    EXPECT_TRUE(e <= bound) << "variant " << i << ": " << e;
   }
 }
 
@@ -277,8 +278,7 @@ TEST_P(Forward, RopeLayoutsGiveTheSameLogits) {
     std::vector<float> out[2];
     for (int k = 0; k < 2; ++k) {
       BackendOptions o;
-      o.flags.rope_layout =
-          k == 0 ? spec::RopeLayout::interleaved : spec::RopeLayout::hf_halfsplit;
+      o.flags.rope_layout = k == 0 ? spec::RopeLayout::interleaved : spec::RopeLayout::hf_halfsplit;
       auto b = scen::make_backend(GetParam().name, w, o);
       auto seq = b->new_sequence();
       out[k] = b->forward(*seq, ids, kAll).logits;
