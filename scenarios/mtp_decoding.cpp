@@ -10,6 +10,7 @@
 #include <map>
 #include <set>
 
+#include "bench/harness/shape_io.h"
 #include "model/error.h"
 #include "model/hash.h"
 #include "model/mtp_support.h"
@@ -96,9 +97,7 @@ class Run {
         earlier_row_[row_key(earlier_->record(i))] = i;
     }
     csv_ = open_csv(o_, "mtp_decoding.csv", kMtpColumns, kMtpKeys);
-    model::BackendOptions b;
-    b.threads = o_.threads;
-    backend_ = make_backend(o_.backend, model_.weights, b);
+    backend_ = make_backend(o_.backend, model_.weights, backend_options(o_));
   }
 
   // Returns true when speculation never changed what is emitted.
@@ -185,9 +184,10 @@ class Run {
     r.set("decoding", m.greedy ? "greedy" : "sampled");
     if (!m.greedy) r.set("temperature", m.temperature).set("top_p", o_.top_p);
     if (drafts > 0) r.set("drafts", drafts);
-    return r.set("params", fmt::format("seed={};threads={};mtp_hidden=post_norm;mtp_concat=emb_h;"
-                                       "recycle=post_norm;stop_at_eos=1",
-                                       o_.seed, o_.threads));
+    return r.set("params", fmt::format("{};mtp_hidden={};mtp_concat={};recycle={};stop_at_eos=1",
+                                       params_text(o_), bench::field_to_text(o_.flags.mtp_hidden),
+                                       bench::field_to_text(o_.flags.mtp_concat),
+                                       bench::field_to_text(o_.flags.mtp_hidden)));
   }
   static std::string row_key(const rep::Record& r) {
     std::string k;

@@ -1,5 +1,6 @@
 #include "scenarios/training.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -10,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "kernels/core/cpu.h"
 #include "kernels/train/step.h"
 #include "model/error.h"
 #include "model/weights.h"
@@ -218,7 +220,9 @@ TrainResult train(const TrainOptions& o) {
     if (ec) throw Error(ExitCode::cannot_write, "cannot create", o.out_dir, "", ec.message());
   }
   if (o.resume) state = load_state(o.out_dir, fingerprint, *step);
-  TrainLog csv(files ? o.out_dir + "/train.csv" : "", o.resume, state.step);
+  TrainLog csv(files ? o.out_dir + "/train.csv" : "", o.resume, state.step,
+               fmt::format("seed={};threads={};flags=default;balance={};exact={}", o.seed,
+                           kern::num_threads(), balance_name(o.balance), o.exact ? 1 : 0));
 
   const bool sequence = o.balance == Balance::sequence || o.balance == Balance::bias_sequence;
   const bool use_bias = o.balance == Balance::bias || o.balance == Balance::bias_sequence;

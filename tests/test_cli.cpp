@@ -91,6 +91,43 @@ TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
   expect_one_line("scenario kv-cache --contexts 1:x", 64, {"--contexts", "x"});
 }
 
+// --flags in every scenario: refused when unknown, in every row's params, never mixed by --resume.
+TEST_F(Cli, ScenarioFlags) {
+  std::ofstream text(dir_ + "/text.txt");
+  for (int i = 0; i < 400; ++i) text << "Line " << i * i % 97 << " of keys, values and experts.\n";
+  text.close();
+  const std::string common = " --model random:train --text text.txt --out ";
+  const std::pair<const char*, std::string> scenarios[] = {
+      {"kv-cache", "--presets micro --contexts 64 --run-contexts 64 --no-step"},
+      {"expert-load", "--parts model --tokens 256 --window 64 --batch-windows 2"},
+      {"yarn-perplexity",
+       "--variants none,yarn --factors 2 --length 96 --docs 1 --windows 64 --window-docs 1 "
+       "--window-length 96"},
+      {"mtp-decoding",
+       "--drafts 1 --temperatures 0.7 --prompts 1 --prompt-tokens 16 --max-new 8 --forced 1 "
+       "--forced-prompts 1 --text-tokens 64"}};
+  for (const auto& [name, options] : scenarios) {
+    const std::string scenario = std::string("scenario ") + name + " ";
+    expect_one_line(scenario + "--flags router_musk=zero", 64, {"router_musk", "one of:"});
+    expect_one_line(scenario + "--flags router_mask=none", 64, {"router_mask", "neg_inf zero"});
+    const std::string out = std::string("flags_") + name;
+    const std::string all = scenario + options + common + out;
+    const Result r = run(all + " --flags router_mask=zero,empty_lse=-inf --seed 3 --threads 1");
+    ASSERT_EQ(r.code, 0) << name << "\n" << r.err;
+    std::string file = name;
+    std::replace(file.begin(), file.end(), '-', '_');
+    const auto t = rep::read_csv(dir_ + "/" + out + "/" + file + ".csv");
+    ASSERT_GT(t.rows.size(), 0u) << name;
+    for (size_t i = 0; i < t.rows.size(); ++i)
+      EXPECT_NE(t.cell(i, "params").find("seed=3;threads=1;flags=router_mask=zero,empty_lse=-inf"),
+                std::string::npos)
+          << name << ": " << t.cell(i, "params");
+    expect_one_line(all + " --resume --seed 3", 64, {"other flags", "router_mask=zero"});
+    EXPECT_EQ(rep::read_csv(dir_ + "/" + out + "/" + file + ".csv").rows, t.rows);
+  }
+  expect_one_line("scenario claims --flags router_mask=zero", 64, {"--flags"});
+}
+
 TEST_F(Cli, BenchmarkFlagsAreGoogleBenchmarks) {
   expect_one_line(std::string("bench ") + kSmall + " --benchmark_no_such_flag=1", 64,
                   {"--benchmark_no_such_flag"});

@@ -69,6 +69,9 @@ std::vector<Variant> variants(const std::string& name) {
     v[0].floor = 3e-2;  // computed by transformers in bf16: SPEC 0.6
     v[0].note = "computed in bf16";
     v.push_back({"expected_f64"});
+    v.push_back({"expected", "moe_accum=bf16", {}, false, 3e-2});
+    v.back().flags.moe_accum = spec::MoeAccum::bf16;
+    v.back().flags.norm_rounding = spec::NormRounding::hf;
     v.push_back({"expected_moe_accum_fp32", "computed in bf16", {}, false, 3e-2});
   }
   return v;

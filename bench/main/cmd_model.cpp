@@ -1,5 +1,4 @@
 // train, logits, generate: what needs a model on disk.
-#include "bench/harness/flags_text.h"
 #include "bench/main/commands.h"
 #include "model/error.h"
 #include "scenarios/generate.h"
@@ -9,13 +8,6 @@
 
 namespace v3b::cli {
 namespace {
-
-void add_flags(CLI::App& app, spec::Flags& flags) {
-  app.add_option_function<std::string>(
-      "--flags",
-      [&flags](const std::string& text) { flags = bench::parse_forward_flags(text, "--flags"); },
-      "compatibility flags, router_mask=zero,norm_rounding=hf,... (reference/spec/flags.h)");
-}
 
 // train --evaluate: only what evaluation reads is taken from the training options.
 int run_evaluation(const scen::TrainOptions& o, scen::EvaluateOptions e) {

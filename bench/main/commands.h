@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "reference/spec/flags.h"
+
 namespace v3b::cli {
 
 struct Chosen {
@@ -30,6 +32,9 @@ void add_bench_commands(CLI::App& app, Chosen& chosen);     // list support chec
 void add_scenario_commands(CLI::App& app, Chosen& chosen);  // scenario all
 void add_model_commands(CLI::App& app, Chosen& chosen);     // train logits generate
 void add_report_commands(CLI::App& app, Chosen& chosen);    // info compare table
+
+// --flags router_mask=zero,...: of the forward pass (reference/spec/flags.h).
+void add_flags(CLI::App& app, spec::Flags& flags);
 
 // For `all`: checks and times the ops' own cases into DIR/bench.csv; returns the exit code.
 int run_all_jobs(const Common& common, const std::vector<std::string>& benchmark_args);

@@ -11,6 +11,7 @@
 #include <new>
 #include <system_error>
 
+#include "bench/harness/flags_text.h"
 #include "bench/main/commands.h"
 #include "bench/main/usage.h"
 #include "kernels/core/cpu.h"
@@ -145,6 +146,12 @@ void add_threads_seed(CLI::App& app, Common& c) {
   app.add_option("--threads", c.threads, "threads (0: all that this process may use)")
       ->check(CLI::Range(0, 4096));
   app.add_option("--seed", c.seed, "seed of all inputs");
+}
+void add_flags(CLI::App& app, spec::Flags& flags) {
+  app.add_option_function<std::string>(
+      "--flags",
+      [&flags](const std::string& text) { flags = bench::parse_forward_flags(text, "--flags"); },
+      "compatibility flags, router_mask=zero,norm_rounding=hf,... (reference/spec/flags.h)");
 }
 void add_sizes(CLI::App& app, Common& c) {
   auto* quick = app.add_flag("--quick", c.quick, "the small subset");

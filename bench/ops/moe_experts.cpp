@@ -94,7 +94,8 @@ struct MoeExperts {
               weight.as<float>(),
               views.data(),
               s.shared_m > 0 ? shared.view(0) : spec::FfnPointers{},
-              y.data()};
+              y.data(),
+              s.moe_accum};
     }
   };
 
@@ -192,8 +193,10 @@ struct MoeExperts {
       const auto gate = b.values<double>(0, e), up = b.values<double>(1, e),
                  down = b.values<double>(2, e);
       ref::moe<double>(n, s.d, b.m, 1, K, x.data(), routes, weight,
-                       {{gate.data(), up.data(), down.data()}}, {}, 0, part.data());
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+                       {{gate.data(), up.data(), down.data()}}, {}, 0, part.data(), s.moe_accum);
+      for (size_t i = 0; i < sum.size(); ++i)
+        sum[i] =
+            s.moe_accum == spec::MoeAccum::bf16 ? ref::add_bf16(sum[i], part[i]) : sum[i] + part[i];
     };
     for (int64_t e = 0; e < s.E; ++e) {
       bool any = false;
@@ -231,6 +234,15 @@ struct MoeExperts {
     // bf16: hidden rounded once and y once (1.66e-3 RMS each, 2.35e-3 together). An element is off
     // by its own rounding and by up to six deviations of the hidden's, 1e-2 of its row's size; y
     // goes with the square of x, whose outlier channels make rows up to 2.5 times the common size.
+    // moe_accum=bf16: reference and kernel round at the same places, but an output that lies beside a
+    // rounding boundary goes either way. Each of the K + 1 terms is rounded up to three times, 1.66e-3
+    // RMS apart at worst, and a flip is one bf16 step (2^-8) of a partial sum.
+    if (s.moe_accum == spec::MoeAccum::bf16) {
+      const double terms = double(s.K) + 1;
+      return {.rel_fro = 4e-3 + 1.66e-3 * std::sqrt(3 * terms),
+              .abs_rms = 2.5e-2 + 0x1p-8 * terms,
+              .rel = 0x1p-8 * 1.01};
+    }
     if (s.dtype == spec::DType::bf16)
       return {.rel_fro = 4e-3, .abs_rms = 2.5e-2, .rel = 0x1p-8 * 1.01};
     // fp32: two products in a chain; sums of k terms in any order.
@@ -276,6 +288,7 @@ std::vector<Case<spec::MoeExpertsShape>> MoeExperts::cases() {
   tiny({.T = 512, .zipf = 1}, Size::standard);
   tiny({.T = 512, .hot = 4}, Size::standard);
   for (double r : {1.0, 2.0, 4.0}) tiny({.T = 512, .ratio = r}, Size::standard);
+  tiny({.T = 64, .moe_accum = spec::MoeAccum::bf16}, Size::quick);
   // Odd shapes, every pair of types, experts that nobody chose.
   for (const auto& [x, w] : {std::pair{f32, f32},
                              {bf16, bf16},
@@ -361,8 +374,8 @@ std::vector<Impl<MoeExperts>> MoeExperts::impls() {
                                        w->x[size_t(i)] = float(d.x.get(i));
                                      ref::moe<float>(s.T, s.d, s.m, s.E, s.K, w->x.data(),
                                                      d.idx.as<int32_t>(), d.weight.as<float>(),
-                                                     w->experts, w->shared, s.shared_m,
-                                                     w->y.data());
+                                                     w->experts, w->shared, s.shared_m, w->y.data(),
+                                                     s.moe_accum);
                                      for (int64_t i = 0; i < d.y.numel(); ++i)
                                        d.y.set(i, w->y[size_t(i)]);
                                    },

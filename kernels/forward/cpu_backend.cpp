@@ -221,8 +221,14 @@ class CpuBackend final : public model::Backend {
 
   void run_layer(const PackedLayer& p, int64_t index, uint8_t* arena, const ForwardOptions& o,
                  std::vector<ForwardResult>& results) {
-    const LayerContext ctx{cfg_,  options_.flags,      dtype_, router_, use_bias_,
-                           rope_, freqs_.softmax_scale};
+    const LayerContext ctx{cfg_,
+                           options_.flags,
+                           dtype_,
+                           router_,
+                           use_bias_,
+                           rope_,
+                           freqs_.softmax_scale,
+                           options_.capacity_factor};
     run_attention(ctx, p, arena, plan_, ws_);
     model::LayerRoutes routes;
     const bool keep = o.routes && p.is_moe;
@@ -234,7 +240,12 @@ class CpuBackend final : public model::Backend {
       results[i].routes.push_back({index,
                                    K,
                                    {routes.idx.begin() + from, routes.idx.begin() + to},
-                                   {routes.weight.begin() + from, routes.weight.begin() + to}});
+                                   {routes.weight.begin() + from, routes.weight.begin() + to},
+                                   {},
+                                   {}});
+      if (!routes.dropped.empty())
+        results[i].routes.back().dropped.assign(routes.dropped.begin() + from,
+                                                routes.dropped.begin() + to);
     }
   }
 

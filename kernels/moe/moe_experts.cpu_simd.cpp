@@ -66,6 +66,26 @@ void add_scaled(const float* o, float w, int64_t n, float* y) {
   for (; i < n; ++i) y[i] += w * o[i];
 }
 
+// y = bf16(y + bf16(w * bf16(o))), all in fp32 containers: moe_accum=bf16.
+void add_scaled_bf16(const float* o, float w, int64_t n, float* y) {
+  const DF df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  const VF vw = hn::Set(df, w);
+  const auto next = [&](VF vo, VF vy) {
+    return round_bf16(df, hn::Add(vy, round_bf16(df, hn::Mul(vw, round_bf16(df, vo)))));
+  };
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    hn::StoreU(next(hn::LoadU(df, o + i), hn::LoadU(df, y + i)), df, y + i);
+  if (i == n) return;
+  const size_t tail = static_cast<size_t>(n - i);
+  store_tail(df, next(load_tail(df, o + i, tail), load_tail(df, y + i, tail)), y + i, tail);
+}
+void add_row(bool bf16, const float* o, float w, int64_t n, float* y) {
+  if (bf16) return add_scaled_bf16(o, w, n, y);
+  add_scaled(o, w, n, y);
+}
+
 void put_row(const float* y, int64_t n, bool to_bf16, void* out) {
   if (!to_bf16) {
     std::memcpy(out, y, static_cast<size_t>(n) * 4);
@@ -91,7 +111,7 @@ HWY_AFTER_NAMESPACE();
 namespace v3b::kern {
 namespace {
 HWY_EXPORT(swiglu_to);
-HWY_EXPORT(add_scaled);
+HWY_EXPORT(add_row);
 HWY_EXPORT(put_row);
 HWY_EXPORT(moe_target);
 
@@ -264,8 +284,9 @@ void output_unit(const Call& c, int64_t t0, int64_t t1, int64_t n0, int64_t n1, 
                     job.w->down, job.w->down_scale, n0, n1, out, scratch);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t t = slot == nullptr ? r + i : slot[r + i] / a.K;
-        HWY_DYNAMIC_DISPATCH(add_scaled)
-        (out + i * n, slot == nullptr ? 1.0F : a.weight[slot[r + i]], n, sum + (t - t0) * n);
+        HWY_DYNAMIC_DISPATCH(add_row)
+        (a.moe_accum == spec::MoeAccum::bf16, out + i * n,
+         slot == nullptr ? 1.0F : a.weight[slot[r + i]], n, sum + (t - t0) * n);
       }
     }
   }
