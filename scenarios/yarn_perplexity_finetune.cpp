@@ -68,7 +68,8 @@ std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
                  v.scaling.factor, phase + 1, t.steps, t.batch, context);
       const TrainResult tuned = train(t);
       if (tuned.interrupted) {
-        std::raise(tuned.signal);  // training had taken the signal; the command's own handling goes on
+        std::raise(
+            tuned.signal);  // training had taken the signal; the command's own handling goes on
         throw Error(ExitCode::nothing_ran, "fine-tuning was interrupted", t.out_dir,
                     "--resume to go on");
       }
