@@ -15,6 +15,7 @@
 #include "model/backend.h"
 #include "model/weights.h"
 #include "scenarios/backend_factory.h"
+#include "tests/worst.h"
 
 namespace v3b {
 namespace {
@@ -188,13 +189,13 @@ int64_t compare_routes(const model::LayerRoutes& got, const std::vector<int32_t>
       // Rows after a flip see other keys: only clean ones prove anything.
       if (t < std::min(clean_rows, first + 1)) {
         EXPECT_TRUE(may_flip) << "layer " << got.layer << " token " << t;
-        line.flip_gap = std::max(line.flip_gap, double(gap[size_t(t)]));
+        line.flip_gap = worse(line.flip_gap, double(gap[size_t(t)]));
       }
       continue;
     }
     if (t < clean_rows)
       for (const auto& [e, w] : a)
-        line.weight = std::max(line.weight, double(std::abs(w - b[e])) / line.c_r);
+        line.weight = worse(line.weight, double(std::abs(w - b[e])) / line.c_r);
   }
   return first;
 }
@@ -274,13 +275,13 @@ void run_case(const fs::path& dir, const fs::path& weights_dir, const Variant& v
       if (!want.has(key)) continue;
       const auto h = want.floats(key);
       line.hidden =
-          std::max(line.hidden, rel(std::span(r.layer_hidden[size_t(l)]).first(size_t(clean * d)),
-                                    std::span(h).first(size_t(clean * d))));
+          worse(line.hidden, rel(std::span(r.layer_hidden[size_t(l)]).first(size_t(clean * d)),
+                                 std::span(h).first(size_t(clean * d))));
     }
     const std::vector<float> fed =
         want.floats(pre_norm ? "hidden." + std::to_string(L) : "hidden_final");
-    line.hidden = std::max(line.hidden, rel(std::span(r.hidden).first(size_t(clean * d)),
-                                            std::span(fed).first(size_t(clean * d))));
+    line.hidden = worse(line.hidden, rel(std::span(r.hidden).first(size_t(clean * d)),
+                                         std::span(fed).first(size_t(clean * d))));
     EXPECT_TRUE(line.flip_gap <= std::max(kBf16RouteGap, line.hidden)) << line.flip_gap;
     EXPECT_TRUE(line.hidden <= tol) << line.hidden;
     EXPECT_TRUE(line.weight <= (may_flip ? tol : 1e-5)) << line.weight;
@@ -323,7 +324,7 @@ void run_case(const fs::path& dir, const fs::path& weights_dir, const Variant& v
         const double e = rel(std::span(m.hidden).first(size_t(mtp_clean * d)),
                              std::span(h).first(size_t(mtp_clean * d)));
         EXPECT_TRUE(e <= tol) << e;
-        line.mtp = std::max(line.mtp, e);
+        line.mtp = worse(line.mtp, e);
       }
     }
     char mtp[32] = "-";
