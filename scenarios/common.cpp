@@ -298,21 +298,19 @@ std::string param_of(const std::string& params, const std::string& key) {
 
 namespace {
 
-// Rows from before `params` recorded something could not have it changed.
-void refuse_other_params(const std::string& path, const CommonOptions& o) {
+// Rows from before there was `params` are of the defaults: nothing else could be asked for.
+void refuse_other_flags(const std::string& path, const CommonOptions& o) {
   std::error_code ec;
   if (!fs::exists(path, ec) || fs::file_size(path, ec) == 0) return;
   const auto old = rep::read_csv(path, {.drop_torn_last_line = true});
-  const std::string now = params_text(o);
-  for (size_t i = 0; i < old.rows.size(); ++i)
-    for (const char* key : {"flags", "seed"}) {
-      std::string was = param_of(old.cell(i, "params"), key);
-      if (was.empty() && std::string(key) == "flags") was = "default";
-      if (!was.empty() && was != param_of(now, key))
-        throw Error(ExitCode::usage, fmt::format("cannot resume rows of other {}", key), path,
-                    fmt::format("--{} {} as before, or another --out", key, was),
-                    param_of(now, key));
-    }
+  const std::string now = param_of(params_text(o), "flags");
+  for (size_t i = 0; i < old.rows.size(); ++i) {
+    const std::string text = param_of(old.cell(i, "params"), "flags");
+    const std::string was = text.empty() ? "default" : text;
+    if (was != now)
+      throw Error(ExitCode::usage, "cannot resume rows of other flags", path,
+                  "the same --flags as before, or another --out: " + was, now);
+  }
 }
 
 }  // namespace
@@ -321,7 +319,7 @@ std::unique_ptr<rep::CsvWriter> open_csv(const CommonOptions& o, const std::stri
                                          const std::vector<std::string>& columns,
                                          const std::vector<std::string>& key_columns) {
   rep::ensure_output_dir(o.out);
-  if (o.resume) refuse_other_params(o.out + "/" + file, o);
+  if (o.resume) refuse_other_flags(o.out + "/" + file, o);
   rep::write_machine_json(o.out);
   return std::make_unique<rep::CsvWriter>(o.out + "/" + file, rep::with_identity(columns),
                                           key_columns, o.resume);

@@ -114,8 +114,8 @@ double median(std::vector<double> v);
 // ---- rows
 // -------------------------------------------------------------------------------------------------
 // Makes and checks the folder, writes machine.json, and opens DIR/file with identity columns in
-// front. Rows made with other flags or another seed (their `params`) are not resumed: throws
-// Error(usage) saying which.
+// front. Rows made with other flags (their `params`) are not resumed: throws Error(usage) that names
+// both.
 std::unique_ptr<rep::CsvWriter> open_csv(const CommonOptions& o, const std::string& file,
                                          const std::vector<std::string>& columns,
                                          const std::vector<std::string>& key_columns);

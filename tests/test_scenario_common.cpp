@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "model/error.h"
+#include "reports/table.h"
 #include "scenarios/common.h"
 
 namespace v3b {
@@ -67,7 +68,7 @@ TEST(ScenarioCommon, ParamsAreSeedThreadsAndFlags) {
   EXPECT_EQ(scen::backend_options(o).flags.router_mask, spec::RouterMask::zero);
 }
 
-// --resume never mixes rows of different flags or seeds; files from before the column are rows of
+// --resume never mixes rows of different flags; files from before the column are rows of
 // the defaults.
 TEST(ScenarioCommon, ResumeRefusesOtherFlags) {
   scen::CommonOptions o;
@@ -96,14 +97,23 @@ TEST(ScenarioCommon, ResumeRefusesOtherFlags) {
   o.flags.router_mask = spec::RouterMask::zero;
   refused("router_mask=zero");
   o.flags = {};
-  o.seed = 2;
-  refused("other seed");
-  o.seed = 1;
   std::ofstream(o.out + "/x.csv", std::ios::trunc) << "schema_version,case\n1,a\n";
   EXPECT_EQ(open(true)->resumed_rows(), 1);
   std::ofstream(o.out + "/x.csv", std::ios::trunc) << "schema_version,case\n1,a\n";
   o.flags.router_mask = spec::RouterMask::zero;
   refused("router_mask=zero");
+}
+
+// Columns are only ever added: published files, from before the last ones, make their tables.
+TEST(ScenarioCommon, PublishedFilesMakeTables) {
+  int files = 0;
+  const std::string root = std::string(V3B_SOURCE_DIR) + "/reports/published";
+  for (const auto& e : std::filesystem::recursive_directory_iterator(root)) {
+    if (e.path().extension() != ".csv") continue;
+    ++files;
+    EXPECT_GT(rep::render_table(e.path().string()).size(), 500u) << e.path();
+  }
+  EXPECT_GE(files, 6);
 }
 
 TEST(ScenarioCommon, TokensOfATextFile) {
