@@ -287,6 +287,7 @@ void run_case(const fs::path& dir, const fs::path& weights_dir, const Variant& v
                                          std::span(fed).first(size_t(clean * d))));
     EXPECT_TRUE(line.flip_gap <= std::max(kBf16RouteGap, line.hidden)) << line.flip_gap;
     EXPECT_TRUE(line.hidden <= tol) << line.hidden;
+    EXPECT_GE(2 * line.states_judged, line.states) << "too few states are left after flips";
     EXPECT_TRUE(line.weight <= (may_flip ? tol : 1e-5)) << line.weight;
     if (want.has(mtp_key)) {
       line.has_mtp = true;
