@@ -23,6 +23,9 @@ struct ForwardData {
   std::vector<HostTensor*> tensors() { return {&ids, &logits, &hidden, &routes}; }
 };
 
+// Throws Error(usage): batch, layers, types, what the configuration's own rules refuse, or a model of more
+// weights than a bench makes.
+void validate_forward(const spec::ForwardShape& s, ForwardWhat what, const char* where);
 model::ModelConfig forward_config(const spec::ForwardShape& s);
 // Random weights, but a token's class decides its experts: a class vector dominates its embedding,
 // and each router answers it with K experts of M groups at scores near 1, all others near 0. A bf16

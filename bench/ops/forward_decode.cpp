@@ -9,6 +9,9 @@ struct ForwardDecode {
   static constexpr const char* name = "forward_decode";
   using Shape = spec::ForwardShape;
   using Data = ForwardData;
+  static void validate(const Shape& s) {
+    validate_forward(s, ForwardWhat::decode, "--case of forward_decode");
+  }
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     return make_forward_data(s, ForwardWhat::decode, seed);
   }

@@ -9,6 +9,9 @@ struct ForwardPrefill {
   static constexpr const char* name = "forward_prefill";
   using Shape = spec::ForwardShape;
   using Data = ForwardData;
+  static void validate(const Shape& s) {
+    validate_forward(s, ForwardWhat::prefill, "--case of forward_prefill");
+  }
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     return make_forward_data(s, ForwardWhat::prefill, seed);
   }

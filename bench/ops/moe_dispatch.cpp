@@ -34,13 +34,19 @@ struct MoeDispatch {
               rows.data()};
     }
   };
-  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+  static void validate(const Shape& s) {
     if (s.T < 1 || s.d < 1 || s.K < 1 || s.K > s.E)
       throw Error(ExitCode::usage, "size out of range", "--case of moe_dispatch",
                   "T, d >= 1, 1 <= K <= E", "");
     if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
       throw Error(ExitCode::usage, "rows have no such dtype", "--case of moe_dispatch",
                   "f32 or bf16", spec::dtype_name(s.dtype));
+    // The routes are made before anything is measured.
+    if (s.T * s.K > int64_t{1} << 27)
+      throw Error(ExitCode::usage, "too many routes", "--case of moe_dispatch", "T*K <= 2^27",
+                  std::to_string(s.T * s.K));
+  }
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
     using enum spec::DType;
@@ -68,7 +74,8 @@ struct MoeDispatch {
   static Cost cost(const Shape& s) {
     const double row = double(s.d) * double(spec::dtype_bytes(s.dtype)),
                  slots = double(s.T) * double(s.K);
-    return {0, double(s.T) * row + slots * row + 12 * slots + 8 * double(s.E), "f32"};
+    const double written = slots * row + 8 * slots + 8 * double(s.E);
+    return {0, double(s.T) * row + 4 * slots + written, "f32", written};
   }
   static Tolerance tolerance(const Shape&, Fill, const std::string&) {
     return {};

@@ -9,6 +9,9 @@ struct MtpModule {
   static constexpr const char* name = "mtp_module";
   using Shape = spec::ForwardShape;
   using Data = ForwardData;
+  static void validate(const Shape& s) {
+    validate_forward(s, ForwardWhat::mtp, "--case of mtp_module");
+  }
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     return make_forward_data(s, ForwardWhat::mtp, seed);
   }
