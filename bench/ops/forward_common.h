@@ -35,7 +35,8 @@ std::unique_ptr<ForwardData> make_forward_data(const spec::ForwardShape& s, Forw
                                                uint64_t seed);
 Expected forward_reference(const ForwardData& d);
 Cost forward_cost(const spec::ForwardShape& s, ForwardWhat what);
-Tolerance forward_tolerance(const spec::ForwardShape& s, const std::string& output);
+Tolerance forward_tolerance(const spec::ForwardShape& s, ForwardWhat what,
+                            const std::string& output);
 // Backend by name on these data: what is cached already is computed in prepare, run() is the pass
 // alone.
 Runner forward_runner(ForwardData& d, const std::string& backend);

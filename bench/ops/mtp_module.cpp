@@ -18,7 +18,7 @@ struct MtpModule {
   static Expected reference(const Data& d) { return forward_reference(d); }
   static Cost cost(const Shape& s) { return forward_cost(s, ForwardWhat::mtp); }
   static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
-    return forward_tolerance(s, output);
+    return forward_tolerance(s, ForwardWhat::mtp, output);
   }
   static std::vector<Case<Shape>> cases() {
     using enum spec::DType;
