@@ -132,7 +132,8 @@ void expert_load_training(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
     };
     const TrainResult result = train(t);
     if (result.interrupted) {
-      std::raise(result.signal);  // training had taken the signal; the caller's own handling goes on
+      std::raise(
+          result.signal);  // training had taken the signal; the caller's own handling goes on
       return;
     }
     write(result.rows.back(), result.validation.loss(), result.validation.bits_per_byte());

@@ -202,8 +202,9 @@ TEST_F(YarnRun, FiguresBelongTogether) {
   // Factor 1 and the dynamic form inside L are no change at all.
   for (const char* v : {"pi", "yarn"})
     EXPECT_EQ(at(t, v, "1", 0, 1300), at(t, "none", "", 0, 1300)) << v;
-  // (passes of another length: sums in another order)
-  EXPECT_NEAR(at(t, "dynamic-ntk", "", 0, 512), at(t, "none", "", 0, 512), 1e-2);
+  // (Passes of another length: sums in another order. A loss of 6 nats in f32 is off by a few ulps,
+  // 2e-6; 512 of them by 5e-5, 1300 by 7e-5. The backend is cpu_f32.)
+  EXPECT_NEAR(at(t, "dynamic-ntk", "", 0, 512), at(t, "none", "", 0, 512), 1e-4);
   EXPECT_GT(std::abs(at(t, "dynamic-ntk", "", 512, 1024) - at(t, "none", "", 512, 1024)), 0.1);
   EXPECT_GT(std::abs(at(t, "pi", "4", 0, 512) - at(t, "none", "", 0, 512)), 0.1);
   // Paired differences are differences of the means; YaRN of the same factor is the base.
@@ -241,7 +242,7 @@ TEST_F(YarnRun, OneWindowIsTheDocument) {
       EXPECT_EQ(*one.number(i, "token_mean_ppl"), *one.number(i, "window_mean_ppl"));
       EXPECT_EQ(one.cell(i, "windows"), "1");
     }
-  EXPECT_NEAR(window, at(t, "none", "", 0, 1300), 1e-2);
+  EXPECT_NEAR(window, at(t, "none", "", 0, 1300), 1e-4);  // as above
 }
 
 TEST_F(YarnRun, ResumeGoesOnFromDocuments) {

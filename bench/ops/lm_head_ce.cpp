@@ -108,7 +108,8 @@ struct LmHeadCe {
   static Cost cost(const Shape& s) {
     const double t = double(s.T), d = double(s.d), v = double(s.V),
                  e = double(spec::dtype_bytes(s.dtype));
-    return {2 * t * d * v, (v * d + t * d) * e + 20 * t, s.dtype == DType::bf16 ? "bf16" : "f32"};
+    return {2 * t * d * v, (v * d + t * d) * e + 20 * t, s.dtype == DType::bf16 ? "bf16" : "f32",
+            12 * t};
   }
 
   // Loss from fp32 sums: 1e-5 (SPEC 1.0); lse itself carries a rounding of its own size.

@@ -29,13 +29,19 @@ struct MoeCombine {
           y.data(), s.moe_accum};
     }
   };
-  static std::unique_ptr<Data> make(const Shape& s, Fill fill, uint64_t seed) {
+  static void validate(const Shape& s) {
     if (s.T < 1 || s.d < 1 || s.K < 1 || s.K > s.E)
       throw Error(ExitCode::usage, "size out of range", "--case of moe_combine",
                   "T, d >= 1, 1 <= K <= E", "");
     if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
       throw Error(ExitCode::usage, "rows have no such dtype", "--case of moe_combine",
                   "f32 or bf16", spec::dtype_name(s.dtype));
+    // The routes are made before anything is measured.
+    if (s.T * s.K > int64_t{1} << 27)
+      throw Error(ExitCode::usage, "too many routes", "--case of moe_combine", "T*K <= 2^27",
+                  std::to_string(s.T * s.K));
+  }
+  static std::unique_ptr<Data> make(const Shape& s, Fill fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
     using enum spec::DType;
@@ -73,7 +79,8 @@ struct MoeCombine {
   static Cost cost(const Shape& s) {
     const double n = double(s.T) * double(s.K) * double(s.d),
                  e = double(spec::dtype_bytes(s.dtype));
-    return {2 * n, n * e + double(s.T) * double(s.d) * e + 12 * double(s.T) * double(s.K), "f32"};
+    return {2 * n, n * e + double(s.T) * double(s.d) * e + 12 * double(s.T) * double(s.K), "f32",
+            double(s.T) * double(s.d) * e};
   }
   static Tolerance tolerance(const Shape& s, Fill fill, const std::string&) {
     // Products and sums in float32 from the same bf16 values in the same order: the same bits.

@@ -43,7 +43,7 @@ struct MoeDispatch {
               s.drop_policy};
     }
   };
-  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+  static void validate(const Shape& s) {
     if (s.T < 1 || s.d < 1 || s.K < 1 || s.K > s.E)
       throw Error(ExitCode::usage, "size out of range", "--case of moe_dispatch",
                   "T, d >= 1, 1 <= K <= E", "");
@@ -53,6 +53,12 @@ struct MoeDispatch {
     if (!(s.capacity >= 0 && std::isfinite(s.capacity)))
       throw Error(ExitCode::usage, "bad capacity factor", "--case of moe_dispatch",
                   "capacity more than 0, or 0 for no dropping", "");
+    // The routes are made before anything is measured.
+    if (s.T * s.K > int64_t{1} << 27)
+      throw Error(ExitCode::usage, "too many routes", "--case of moe_dispatch", "T*K <= 2^27",
+                  std::to_string(s.T * s.K));
+  }
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
     using enum spec::DType;
@@ -102,7 +108,8 @@ struct MoeDispatch {
         s.capacity > 0
             ? std::min(slots, double(ref::expert_capacity(s.capacity, s.K, s.T, s.E)) * double(s.E))
             : slots;
-    return {0, double(s.T) * row + served * row + 12 * slots + 8 * double(s.E), "f32"};
+    const double written = served * row + 8 * slots + 8 * double(s.E);
+    return {0, double(s.T) * row + 4 * slots + written, "f32", written};
   }
   static Tolerance tolerance(const Shape&, Fill, const std::string&) {
     return {};
