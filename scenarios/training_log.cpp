@@ -53,8 +53,7 @@ TrainLog::TrainLog(const std::string& path, bool resume, int64_t last_step, std:
     }
   }
   csv_ = std::make_unique<rep::CsvWriter>(path, rep::with_identity(columns()),
-                                          std::vector<std::string>{"step"}, resume, "step",
-                                          std::move(later));
+                                          std::vector<std::string>{"step"}, resume, "step", later);
 }
 
 void TrainLog::add(const TrainRow& r) {
