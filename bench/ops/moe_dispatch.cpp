@@ -91,13 +91,15 @@ struct MoeDispatch {
   static Expected reference(const Data& d) {
     const Shape& s = d.shape;
     const auto p = plan(d);
-    // Rows past the served slots are nobody's: NaN is not judged.
     std::vector<double> rows(size_t(d.rows.numel()), std::numeric_limits<double>::quiet_NaN());
+    // Rows past the served slots are nobody's and not judged.
+    std::vector<uint8_t> skip(rows.size(), 0);
+    std::fill(skip.begin() + p.offsets.back() * s.d, skip.end(), uint8_t{1});
     ref::dispatch_rows<double>(p, s.K, s.d, d.x.to_doubles().data(), rows.data());
     Expected e;
     e.tensors.push_back({.name = "offsets", .values = {p.offsets.begin(), p.offsets.end()}});
     e.tensors.push_back({.name = "row", .values = {p.row.begin(), p.row.end()}});
-    e.tensors.push_back({.name = "rows", .values = std::move(rows)});
+    e.tensors.push_back({.name = "rows", .values = std::move(rows), .skip = std::move(skip)});
     return e;
   }
   static Cost cost(const Shape& s) {
