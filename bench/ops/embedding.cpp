@@ -3,8 +3,10 @@
 
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/norm_rope/norm_rope_cuda.h"
 #include "kernels/norm_rope/swiglu.h"
 
 namespace v3b::bench {
@@ -63,6 +65,12 @@ struct Embedding {
                    return Runner{.run = [a] { kern::embedding_cpu(a); },
                                  .resolved_isa = "baseline"};
                  }});
+    v.push_back(cuda_impl<Embedding>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      const Shape& s = d.shape;
+      spec::EmbeddingArgs a{s.T, s.d, s.V, s.dtype, d.ids.as<int32_t>(), d.table.data(), d.y.data()};
+      m.map(a.ids, a.table, a.y);
+      return [a](kern::CudaStream stream) { kern::embedding_cuda_simt(a, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{.run =

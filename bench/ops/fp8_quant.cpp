@@ -4,9 +4,11 @@
 
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
 #include "kernels/gemm/fp8.h"
+#include "kernels/gemm/rows_cuda.h"
 
 namespace v3b::bench {
 namespace {
@@ -108,6 +110,11 @@ struct Fp8Quant {
                    return Runner{.run = [a = d.args()] { kern::fp8_quant_cpu_simd(a); },
                                  .resolved_isa = kern::fp8_quant_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<Fp8Quant>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.x, a.codes, a.scales);
+      return [a](kern::CudaStream stream) { kern::fp8_quant_cuda_simt(a, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    auto x = std::make_shared<std::vector<float>>(d.x.numel());

@@ -5,10 +5,12 @@
 #include <limits>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/rows_cuda.h"
 #include "reference/cross_entropy.h"
 #include "reference/gemm.h"
 
@@ -139,6 +141,12 @@ struct LmHeadCe {
                    return Runner{.run = [a = d.args()] { kern::lm_head_ce_cpu_simd(a); },
                                  .resolved_isa = kern::lm_head_ce_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<LmHeadCe>("cuda_mma", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.h, a.w, a.labels, a.nll, a.lse, a.argmax);
+      void* scratch = m.scratch(kern::lm_head_ce_cuda_scratch_bytes(a));
+      return [=](kern::CudaStream stream) { kern::lm_head_ce_cuda_mma(a, scratch, stream); };
+    }));
     // All logits by oneDNN, then the plain cross-entropy over them.
     v.push_back({"cpu_onednn", nullptr,
                  [](Data& d) {

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/mtp/mtp_cuda.h"
 #include "model/rng.h"
 #include "reference/speculative.h"
 
@@ -112,6 +114,12 @@ struct MtpAccept {
                        .run = [&d] { kern::mtp_accept_cpu_simd(d.args(d.accepted, d.tokens_out)); },
                        .resolved_isa = kern::mtp_accept_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<MtpAccept>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args(d.accepted, d.tokens_out);
+      m.map(a.p, a.q, a.draft, a.uniform, a.accepted, a.tokens);
+      void* scratch = m.scratch(kern::mtp_accept_cuda_scratch_bytes(a));
+      return [=](kern::CudaStream stream) { kern::mtp_accept_cuda_simt(a, scratch, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{.run = [&d] { ref::mtp_accept(d.args(d.accepted, d.tokens_out)); },

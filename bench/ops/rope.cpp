@@ -4,8 +4,10 @@
 #include <cmath>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/norm_rope/norm_rope_cuda.h"
 #include "reference/rope.h"
 
 namespace v3b::bench {
@@ -21,6 +23,25 @@ struct Rope {
     HostTensor x, cos, sin, positions, y;
     std::vector<HostTensor*> tensors() { return {&x, &cos, &sin, &positions, &y}; }
     spec::RopeForm form() const { return spec::rope_form(shape.rope_layout, true); }
+    spec::RopeArgs args() {
+      const Shape& s = shape;
+      return {s.T,
+              s.n_h,
+              s.d_r,
+              form(),
+              false,
+              s.dtype,
+              s.dtype,
+              x.data(),
+              s.n_h * s.d_r,
+              s.d_r,
+              y.data(),
+              s.n_h * s.d_r,
+              s.d_r,
+              cos.as<float>(),
+              sin.as<float>(),
+              positions.as<int32_t>()};
+    }
   };
 
   // Table rows are those of V3's YaRN-free frequencies at positions 1000..1000+T-1; tokens use them
@@ -100,26 +121,21 @@ struct Rope {
   static std::vector<Impl<Rope>> impls() {
     std::vector<Impl<Rope>> v;
     v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   const Shape& s = d.shape;
-                   const spec::RopeArgs a{s.T,
-                                          s.n_h,
-                                          s.d_r,
-                                          d.form(),
-                                          false,
-                                          s.dtype,
-                                          s.dtype,
-                                          d.x.data(),
-                                          s.n_h * s.d_r,
-                                          s.d_r,
-                                          d.y.data(),
-                                          s.n_h * s.d_r,
-                                          s.d_r,
-                                          d.cos.as<float>(),
-                                          d.sin.as<float>(),
-                                          d.positions.as<int32_t>()};
+                   const spec::RopeArgs a = d.args();
                    return Runner{.run = [a] { kern::rope_cpu_simd(a); },
                                  .resolved_isa = kern::rope_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<Rope>(
+        "cuda_simt",
+        [](const Shape& s) {
+          return s.d_r <= 512 ? Support{}
+                              : Support{Support::State::unsupported, "d_r is larger than 512"};
+        },
+        [](Data& d, CudaMirror& m) {
+          auto a = d.args();
+          m.map(a.x, a.y, a.cos, a.sin, a.positions);
+          return [a](kern::CudaStream stream) { kern::rope_cuda_simt(a, stream); };
+        }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    const Shape& s = d.shape;

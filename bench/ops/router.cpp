@@ -3,9 +3,11 @@
 
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
 #include "kernels/moe/moe.h"
+#include "kernels/moe/moe_cuda.h"
 
 namespace v3b::bench {
 
@@ -168,6 +170,17 @@ struct Router {
                    return Runner{.run = [a = d.args()] { kern::router_select_cpu_simd(a); },
                                  .resolved_isa = kern::router_select_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<Router>(
+        "cuda_simt",
+        [](const Shape& s) {
+          if (s.E <= kern::kRouterMaxExperts && s.K <= kern::kRouterMaxK) return Support{};
+          return Support{Support::State::unsupported, "more than 1024 experts or K > 32"};
+        },
+        [](Data& d, CudaMirror& m) {
+          auto a = d.args();
+          m.map(a.logits, a.bias, a.idx, a.weight, a.scores);
+          return [a](kern::CudaStream stream) { kern::router_cuda_simt(a, stream); };
+        }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{

@@ -3,8 +3,10 @@
 
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/norm_rope/norm_rope_cuda.h"
 #include "kernels/norm_rope/swiglu.h"
 
 namespace v3b::bench {
@@ -71,6 +73,14 @@ struct Softmax {
            return Runner{.run = [a] { kern::softmax_cpu_simd(a); },
                          .resolved_isa = kern::softmax_cpu_simd_isa()};
          }});
+    v.push_back(cuda_impl<Softmax>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      const Shape& s = d.shape;
+      spec::SoftmaxArgs a{
+          s.T, s.n, kScale, d.x.as<float>(), s.n, d.y.as<float>(), s.n, d.lse.as<float>()};
+      m.map(a.x, a.y, a.lse);
+      void* scratch = m.scratch(kern::softmax_cuda_scratch_bytes(a));
+      return [=](kern::CudaStream stream) { kern::softmax_cuda_simt(a, scratch, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{.run =

@@ -3,8 +3,10 @@
 
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/norm_rope/norm_rope_cuda.h"
 #include "reference/swiglu.h"
 
 namespace v3b::bench {
@@ -17,6 +19,19 @@ struct Swiglu {
     Shape shape;
     HostTensor gate_up, y;  // [T, 2m]: gate | up, as the fused product leaves it
     std::vector<HostTensor*> tensors() { return {&gate_up, &y}; }
+    spec::SwigluArgs args() {
+      const char* base = static_cast<const char*>(gate_up.data());
+      return {shape.T,
+              shape.m,
+              shape.dtype,
+              shape.dtype,
+              base,
+              base + shape.m * spec::dtype_bytes(shape.dtype),
+              2 * shape.m,
+              nullptr,
+              y.data(),
+              shape.m};
+    }
   };
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
@@ -68,16 +83,15 @@ struct Swiglu {
   static std::vector<Impl<Swiglu>> impls() {
     std::vector<Impl<Swiglu>> v;
     v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   const Shape& s = d.shape;
-                   const char* base = static_cast<const char*>(d.gate_up.data());
-                   const spec::SwigluArgs a{s.T,        s.m,
-                                            s.dtype,    s.dtype,
-                                            base,       base + s.m * spec::dtype_bytes(s.dtype),
-                                            2 * s.m,    nullptr,
-                                            d.y.data(), s.m};
+                   const spec::SwigluArgs a = d.args();
                    return Runner{.run = [a] { kern::swiglu_cpu_simd(a); },
                                  .resolved_isa = kern::swiglu_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<Swiglu>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.gate, a.up, a.y);
+      return [a](kern::CudaStream stream) { kern::swiglu_cuda_simt(a, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    const size_t n = size_t(d.shape.T * d.shape.m);

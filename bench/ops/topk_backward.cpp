@@ -3,8 +3,10 @@
 
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/gemm/rows_cuda.h"
 #include "reference/topk.h"
 
 namespace v3b::bench {
@@ -79,6 +81,13 @@ struct TopkBackward {
            return Runner{.run = [a] { kern::topk_backward_cpu_simd(a); },
                          .resolved_isa = "baseline"};
          }});
+    v.push_back(cuda_impl<TopkBackward>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      const Shape& s = d.shape;
+      spec::TopkBackwardArgs a{
+          s.T, s.E, s.K, s.ste, d.idx.as<int32_t>(), d.dy.as<float>(), d.ds.as<float>()};
+      m.map(a.idx, a.dy, a.ds);
+      return [a](kern::CudaStream stream) { kern::topk_backward_cuda_simt(a, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{.run =
