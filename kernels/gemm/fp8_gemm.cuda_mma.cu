@@ -1,7 +1,10 @@
 // Block-scaled FP8 product (SPEC 1.23) on E4M3 tensor cores (mma.sync m16n8k32, sm_89 and later). Each 128-long segment
 // is summed by the tensor cores from zero (Hopper keeps about 14 bits there) and promoted into fp32 as dot * (sa * sb).
 // Bounds on H100: 2 m n k FLOPs at 62% of 1980 TFLOP/s, or m k + n k + 2 m n bytes and scales at 3.35 TB/s: bytes win
-// below about m = 180. 128x128 tiles of 8 warps, 4 stages of 128 of k (128 KiB); few rows: mma_skinny.cuh.
+// below about m = 180. ptxas 13.0 makes far more code of an E4M3 mma.sync for sm_90a and sm_100 than for sm_89: it
+// widens the operands to fp16 there, so half of that rate at best; the full rate needs wgmma (fp8_gemm.cuda_cutlass_sm90).
+// 128x64 tiles of 8 warps, 4 stages of 128 of k (96 KiB); few tiles: 64x64; few rows: mma_skinny.cuh. Warp tiles of 32x32
+// because sums, segment sums and widened operands fill the registers.
 #include "kernels/gemm/gemm_cuda.h"
 #include "kernels/gemm/mma_skinny.cuh"
 #include "kernels/gemm/mma_tile.cuh"
@@ -29,7 +32,8 @@ __device__ __forceinline__ void put(const Problem& p, int m, int n, float v) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(T::kThreads) fp8_tile_kernel(const Problem p) {
+__global__ void __launch_bounds__(T::kThreads, T::kThreads == 128 ? 2 : 1)
+    fp8_tile_kernel(const Problem p) {
   V3B_DYNAMIC_SHARED(shared);
   const int m0 = static_cast<int>(blockIdx.x) * T::kM, n0 = static_cast<int>(blockIdx.y) * T::kN;
   T tile;
@@ -104,7 +108,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kM == 16 ? 2 : 1)
   }
 }
 
-using Big = Tile<Mode::fp8, 128, 128, 128, 64, 32, 4>;
+using Big = Tile<Mode::fp8, 128, 64, 128, 32, 32, 4>;
 using Small = Tile<Mode::fp8, 64, 64, 128, 32, 32, 4>;
 using Few16 = Skinny<Mode::fp8, 1, 2, 8>;
 using Few32 = Skinny<Mode::fp8, 2, 4, 8>;
@@ -131,7 +135,7 @@ void fp8_gemm_cuda_mma(const spec::Fp8GemmArgs& a, CudaStream stream) {
                      aligned(a.qb),
                      a.c_type == spec::DType::bf16};
   const int64_t small = int64_t{blocks(a.m, 64)} * blocks(a.n, 64),
-                big = int64_t{blocks(a.m, 128)} * blocks(a.n, 128);
+                big = int64_t{blocks(a.m, 128)} * blocks(a.n, 64);
   if (a.m <= 16)
     launch(fp8_skinny_kernel<Few16>,
            {dim3(blocks(a.n, Few16::kN)), Few16::kThreads, Few16::kSharedBytes, stream}, p);
@@ -146,7 +150,9 @@ void fp8_gemm_cuda_mma(const spec::Fp8GemmArgs& a, CudaStream stream) {
            p);
   else
     launch(fp8_tile_kernel<Big>,
-           {dim3(blocks(a.m, 128), blocks(a.n, 128)), Big::kThreads, Big::kSharedBytes, stream}, p);
+           {dim3(blocks(a.m, Big::kM), blocks(a.n, Big::kN)), Big::kThreads, Big::kSharedBytes,
+            stream},
+           p);
 }
 
 }  // namespace v3b::kern

@@ -182,33 +182,30 @@ struct Tile {
 #pragma unroll
     for (int i = 0; i < 2 * kMI; ++i) f[i] = sa[i] == nullptr ? 0.0f : sa[i][block];
     const float s0 = sb0 == nullptr ? 0.0f : sb0[block], s1 = sb1 == nullptr ? 0.0f : sb1[block];
-    uint32_t ra[kMI][4][4];
+    float part[kMI][kNI][4] = {};  // the segment's sums
 #pragma unroll
-    for (int i = 0; i < kMI; ++i)
+    for (int kk = 0; kk < 4; ++kk) {
+      uint32_t ra[kMI][4];
 #pragma unroll
-      for (int kk = 0; kk < 4; ++kk) fragment_a(ra[i][kk], sA, i, kk);
+      for (int i = 0; i < kMI; ++i) fragment_a(ra[i], sA, i, kk);
 #pragma unroll
-    for (int j = 0; j < kNI; j += 2) {
-      uint32_t rb[4][4];
+      for (int j = 0; j < kNI; j += 2) {
+        uint32_t rb[4];
+        fragment_b(rb, sB, j / 2, kk);
 #pragma unroll
-      for (int kk = 0; kk < 4; ++kk) fragment_b(rb[kk], sB, j / 2, kk);
-      const float s = 2 * j < kNI ? s0 : s1;
-#pragma unroll
-      for (int i = 0; i < kMI; ++i) {
-        float p0[4] = {}, p1[4] = {};  // the segment's sums, then promoted
-#pragma unroll
-        for (int kk = 0; kk < 4; ++kk) {
-          mma_e4m3(p0, ra[i][kk], rb[kk][0], rb[kk][1]);
-          mma_e4m3(p1, ra[i][kk], rb[kk][2], rb[kk][3]);
-        }
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float both = f[2 * i + e / 2] * s;
-          sums[i][j][e] += p0[e] * both;
-          sums[i][j + 1][e] += p1[e] * both;
+        for (int i = 0; i < kMI; ++i) {
+          mma_e4m3(part[i][j], ra[i], rb[0], rb[1]);
+          mma_e4m3(part[i][j + 1], ra[i], rb[2], rb[3]);
         }
       }
     }
+#pragma unroll
+    for (int i = 0; i < kMI; ++i)
+#pragma unroll
+      for (int j = 0; j < kNI; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          sums[i][j][e] += part[i][j][e] * (f[2 * i + e / 2] * (2 * j < kNI ? s0 : s1));
   }
   // One mma takes k = 16 kk + {4t .. 4t+3} of lane t where the layout says {2t, 2t+1, 2t+8, 2t+9}: a permutation of k,
   // the same for both operands, that makes the four codes of a lane neighbours.
