@@ -4,11 +4,13 @@
 #include <cmath>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/gemm/fp8.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_cuda.h"
 #include "reference/fp8_quant.h"
 #include "reference/rmsnorm.h"
 
@@ -165,6 +167,18 @@ struct Fp8Gemm {
                    return Runner{.run = [a = d.args()] { kern::fp8_gemm_cpu_simd(a); },
                                  .resolved_isa = kern::fp8_gemm_cpu_simd_isa()};
                  }});
+    v.push_back(cuda_impl<Fp8Gemm>(
+        "cuda_mma",
+        [](const Shape& s) {
+          return cuda_emulation_limit(2 * double(std::max<int64_t>(s.m, 16)) * double(s.n) *
+                                      double(s.k));
+        },
+        [](Data& d, CudaMirror& m) {
+          auto a = d.args();
+          m.map(a.qa, a.sa, a.qb, a.sb, a.c);
+          return [a](kern::CudaStream s) { kern::fp8_gemm_cuda_mma(a, s); };
+        },
+        false, 89));
     // oneDNN 3.2 has no FP8: the weights become fp32 beforehand (4 bytes instead of 1), the
     // activations in the run.
     v.push_back({"cpu_onednn", nullptr,

@@ -4,9 +4,11 @@
 #include <cstring>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
+#include "kernels/gemm/gemm_cuda.h"
 #include "kernels/gemm/gemv.h"
 #include "reference/gemm.h"
 #include "reference/rmsnorm.h"
@@ -178,8 +180,35 @@ struct Gemm {
     return c;
   }
 
+  // A CUDA form with the restoring copy in front; the launch takes GemmArgs with device pointers.
+  template <class F>
+  static CudaPrepare<Gemm> on_device(F entry) {
+    return [entry](Data& d, CudaMirror& m) {
+      auto g = d.args();
+      const void* from = d.shape.accumulate ? d.c_in.data() : nullptr;
+      m.map(g.a, g.b, g.c, from);
+      const int64_t bytes = d.c.bytes();
+      return [=](kern::CudaStream s) {
+        if (from != nullptr) kern::cuda_copy(g.c, from, bytes, s);
+        entry(g, s);
+      };
+    };
+  }
+  static Support forward_form(const Shape& s) {
+    if (s.dtype != DType::bf16 || s.trans_a || !s.trans_b)
+      return {Support::State::unsupported, "tensor cores take bf16 with A [m,k] and B [n,k] only"};
+    return cuda_emulation_limit(2 * double(std::max<int64_t>(s.m, 16)) * double(s.n) * double(s.k));
+  }
+
   static std::vector<Impl<Gemm>> impls() {
     std::vector<Impl<Gemm>> v;
+    v.push_back(cuda_impl<Gemm>("cuda_mma", forward_form, on_device(kern::gemm_cuda_mma)));
+    v.push_back(cuda_impl<Gemm>(
+        "cuda_simt",
+        [](const Shape& s) {
+          return cuda_emulation_limit(2 * double(s.m) * double(s.n) * double(s.k));
+        },
+        on_device(kern::gemm_cuda_simt)));
     // What the model calls: the streaming kernel for few rows, oneDNN beyond.
     v.push_back({"cpu_auto", nullptr, [](Data& d) {
                    const kern::GemmArgs g = d.args();

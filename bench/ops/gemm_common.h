@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/harness/op.h"
+#include "kernels/core/cuda.h"
 
 namespace v3b::bench {
 
@@ -60,6 +61,13 @@ inline Support eigen_support(int64_t m, int64_t n, int64_t k) {
     return {Support::State::unsupported, "plain form, more than 60 GFLOP a run"};
   if (n * k > 250000000)
     return {Support::State::unsupported, "plain form keeps fp32 weights, over 1 GB"};
+  return {};
+}
+
+// The emulation does about 0.2 GFLOP/s of tensor-core products: bigger cases are for hardware.
+inline Support cuda_emulation_limit(double flop) {
+  if (kern::cuda_device().mode == kern::CudaMode::emulated && flop > 6e8)
+    return {Support::State::unsupported, "too large for the emulation: more than 0.6 GFLOP"};
   return {};
 }
 
