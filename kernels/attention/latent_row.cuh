@@ -9,7 +9,8 @@ namespace v3b::kern {
 // Bytes, since records of odd dimensions are not aligned.
 V3B_HD float record_float(const uint8_t* p) {
   return std::bit_cast<float>(static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 |
-                              static_cast<uint32_t>(p[2]) << 16 | static_cast<uint32_t>(p[3]) << 24);
+                              static_cast<uint32_t>(p[2]) << 16 |
+                              static_cast<uint32_t>(p[3]) << 24);
 }
 // Element i of d_c latent ones and then the rope part: code times scale, rounded to bf16.
 V3B_HD float record_element(const uint8_t* row, int64_t i, int64_t d_c) {

@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kThreads) mla_cache_gather_kernel(spec::MlaCac
     warp_copy(out, row, d * static_cast<int64_t>(sizeof(T)));
     return;
   }
-  for (int64_t i = lane_id(); i < d; i += 32)
-    out[i] = from_float<T>(record_element(row, i, a.d_c));
+  for (int64_t i = lane_id(); i < d; i += 32) out[i] = from_float<T>(record_element(row, i, a.d_c));
 }
 
 }  // namespace
