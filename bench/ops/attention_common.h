@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bench/harness/op.h"
+#include "kernels/core/cuda.h"
 #include "reference/mla.h"
 
 namespace v3b::bench {
@@ -68,6 +69,14 @@ inline Support attention_support(spec::DType dtype, std::initializer_list<int64_
   if (dtype != spec::DType::f32 && dtype != spec::DType::bf16)
     return {State::unsupported, "f32 and bf16 only"};
   return {};
+}
+
+// In the emulation (about 0.3 GFLOP/s) the large cases would take minutes each.
+constexpr double kEmulatedFlop = 3e9;
+inline Support cuda_work(double flop, Support otherwise) {
+  if (kern::cuda_device().mode == kern::CudaMode::emulated && flop > kEmulatedFlop)
+    return {Support::State::unsupported, "too large for the emulation"};
+  return otherwise;
 }
 
 inline std::vector<float> floats_of(const HostTensor& t) {

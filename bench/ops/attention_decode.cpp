@@ -4,10 +4,12 @@
 #include <memory>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/attention_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cuda.h"
 #include "reference/attention.h"
 
 namespace v3b::bench {
@@ -165,12 +167,39 @@ struct AttentionDecode {
     return attention_support(s.dtype, {s.B, s.s, s.d_qk, s.d_v}, s.n_h, s.n_kv);
   }
 
+  static Support mma_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16) return {Support::State::unsupported, "bf16 only"};
+    if (!kern::attention_decode_cuda_mma_takes(s.d_qk, s.d_v))
+      return {Support::State::unsupported, "d_qk and d_v at most 256"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  static Support simt_supported(const Shape& s) {
+    if (s.d_v > 1024) return {Support::State::unsupported, "d_v at most 1024"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  using Launch = void (*)(const spec::AttentionDecodeArgs&, void*, kern::CudaStream);
+  using Scratch = int64_t (*)(const spec::AttentionDecodeArgs&);
+  static CudaPrepare<AttentionDecode> on_device(Launch launch, Scratch scratch_bytes) {
+    return [=](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.q, a.k, a.v, a.cache_seqlens, a.o, a.lse);
+      void* scratch = m.scratch(scratch_bytes(a));
+      return [=](kern::CudaStream s) { launch(a, scratch, s); };
+    };
+  }
   static std::vector<Impl<AttentionDecode>> impls() {
     std::vector<Impl<AttentionDecode>> v;
     v.push_back({"cpu_simd", supported, [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_decode_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
                  }});
+    v.push_back(cuda_impl<AttentionDecode>(
+        "cuda_mma", mma_supported,
+        on_device(kern::attention_decode_cuda_mma, kern::attention_decode_cuda_mma_scratch_bytes)));
+    v.push_back(
+        cuda_impl<AttentionDecode>("cuda_simt", simt_supported,
+                                   on_device(kern::attention_decode_cuda_simt,
+                                             kern::attention_decode_cuda_simt_scratch_bytes)));
     v.push_back({"cpu_eigen", supported,
                  [](Data& d) {
                    struct Floats {

@@ -4,10 +4,12 @@
 #include <memory>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/attention_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cuda.h"
 #include "reference/attention.h"
 
 namespace v3b::bench {
@@ -134,12 +136,35 @@ struct AttentionPrefill {
     return attention_support(s.dtype, {s.T, s.d_qk, s.d_v}, s.n_h, s.n_kv);
   }
 
+  static Support mma_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16) return {Support::State::unsupported, "bf16 only"};
+    if (!kern::attention_prefill_cuda_mma_takes(s.d_qk, s.d_v))
+      return {Support::State::unsupported, "d_qk and d_v at most 256"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  static Support simt_supported(const Shape& s) {
+    if (s.d_v > 1024) return {Support::State::unsupported, "d_v at most 1024"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  static CudaPrepare<AttentionPrefill> on_device(void (*launch)(const spec::AttentionArgs&,
+                                                                kern::CudaStream)) {
+    return [=](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.q, a.k, a.v, a.o, a.lse);
+      return [=](kern::CudaStream s) { launch(a, s); };
+    };
+  }
+
   static std::vector<Impl<AttentionPrefill>> impls() {
     std::vector<Impl<AttentionPrefill>> v;
     v.push_back({"cpu_simd", supported, [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_prefill_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
                  }});
+    v.push_back(cuda_impl<AttentionPrefill>("cuda_mma", mma_supported,
+                                            on_device(kern::attention_prefill_cuda_mma)));
+    v.push_back(cuda_impl<AttentionPrefill>("cuda_simt", simt_supported,
+                                            on_device(kern::attention_prefill_cuda_simt)));
     v.push_back({"cpu_onednn", supported,
                  [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_prefill_cpu_onednn(d.args()); },

@@ -6,10 +6,12 @@
 #include <random>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/attention_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cuda.h"
 #include "reference/kv_cache.h"
 
 namespace v3b::bench {
@@ -114,6 +116,11 @@ struct MlaCacheWrite {
                    return Runner{.run = [&d] { kern::mla_cache_write_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(spec::DType::f32)};
                  }});
+    v.push_back(cuda_impl<MlaCacheWrite>("cuda_simt", supported, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.c, a.k_pe, a.slots, a.cache);
+      return [a](kern::CudaStream s) { kern::mla_cache_write_cuda_simt(a, s); };
+    }));
     v.push_back({"cpu_eigen", supported,
                  [](Data& d) {
                    auto c = std::make_shared<std::vector<float>>(floats_of(d.c));

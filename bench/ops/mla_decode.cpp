@@ -6,10 +6,12 @@
 #include <random>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/attention_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cuda.h"
 #include "reference/kv_cache.h"
 #include "reference/mla.h"
 
@@ -253,12 +255,38 @@ struct MlaDecode {
   static Support supported(const Shape& s) {
     return attention_support(s.dtype, {s.B, s.s, s.s_q, s.n_h, s.d_c, s.d_r, s.page});
   }
+  static Support mma_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16) return {Support::State::unsupported, "bf16 only"};
+    if (!kern::mla_decode_cuda_mma_takes(s.d_c, s.d_r))
+      return {Support::State::unsupported, "d_c at most 512 and d_r at most 64"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  static Support simt_supported(const Shape& s) {
+    if (s.d_c > 1024) return {Support::State::unsupported, "d_c at most 1024"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  using Launch = void (*)(const spec::MlaDecodeArgs&, void*, kern::CudaStream);
+  using Scratch = int64_t (*)(const spec::MlaDecodeArgs&);
+  static CudaPrepare<MlaDecode> on_device(Launch launch, Scratch scratch_bytes) {
+    return [=](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.q, a.cache, a.block_table, a.cache_seqlens, a.out, a.lse);
+      void* scratch = m.scratch(scratch_bytes(a));
+      return [=](kern::CudaStream s) { launch(a, scratch, s); };
+    };
+  }
   static std::vector<Impl<MlaDecode>> impls() {
     std::vector<Impl<MlaDecode>> v;
     v.push_back({"cpu_simd", supported, [](Data& d) {
                    return Runner{.run = [&d] { kern::mla_decode_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
                  }});
+    v.push_back(cuda_impl<MlaDecode>(
+        "cuda_mma", mma_supported,
+        on_device(kern::mla_decode_cuda_mma, kern::mla_decode_cuda_mma_scratch_bytes)));
+    v.push_back(cuda_impl<MlaDecode>(
+        "cuda_simt", simt_supported,
+        on_device(kern::mla_decode_cuda_simt, kern::mla_decode_cuda_simt_scratch_bytes)));
     v.push_back({"cpu_onednn", supported,
                  [](Data& d) {
                    return Runner{.run = [&d] { kern::mla_decode_cpu_onednn(d.args()); },

@@ -6,12 +6,15 @@
 #include <memory>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/attention_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/core/buffer.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_cuda.h"
 #include "reference/mla.h"
 
 namespace v3b::bench {
@@ -163,12 +166,40 @@ struct MlaPrefill {
                       },
                   .resolved_isa = isa};
   }
+  static Support mma_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16) return {Support::State::unsupported, "bf16 only"};
+    if (!kern::attention_prefill_cuda_mma_takes(s.d_n + s.d_r, s.d_v))
+      return {Support::State::unsupported, "d_n + d_r and d_v at most 256"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  static Support simt_supported(const Shape& s) {
+    if (s.d_v > 1024) return {Support::State::unsupported, "d_v at most 1024"};
+    return cuda_work(cost(s).flop, supported(s));
+  }
+  using CudaCore = void (*)(const spec::MlaPrefillArgs&, kern::CudaStream);
+  static CudaPrepare<MlaPrefill> on_device(CudaCore core) {
+    return [=](Data& d, CudaMirror& m) {
+      const Shape& s = d.shape;
+      void* kv = m.scratch((s.s0 + s.T) * s.n_h * (s.d_n + s.d_v) * spec::dtype_bytes(s.dtype));
+      kern::GemmArgs g = d.kv_b(kv);
+      auto a = d.args(kv);
+      m.map(g.a, g.b, a.q, a.k_pe, a.o, a.lse);
+      return [=](kern::CudaStream stream) {
+        kern::gemm_cuda_mma(g, stream);
+        core(a, stream);
+      };
+    };
+  }
   static std::vector<Impl<MlaPrefill>> impls() {
     std::vector<Impl<MlaPrefill>> v;
     v.push_back({"cpu_simd", supported, [](Data& d) {
                    return with_kv_b(d, kern::mla_prefill_cpu_simd,
                                     kern::attention_cpu_simd_isa(d.shape.dtype));
                  }});
+    v.push_back(
+        cuda_impl<MlaPrefill>("cuda_mma", mma_supported, on_device(kern::mla_prefill_cuda_mma)));
+    v.push_back(
+        cuda_impl<MlaPrefill>("cuda_simt", simt_supported, on_device(kern::mla_prefill_cuda_simt)));
     v.push_back({"cpu_onednn", supported,
                  [](Data& d) { return with_kv_b(d, kern::mla_prefill_cpu_onednn, "oneDNN"); },
                  true});

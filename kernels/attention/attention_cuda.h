@@ -24,10 +24,10 @@ void mla_prefill_cuda_simt(const spec::MlaPrefillArgs& a, CudaStream stream);
 
 // Decode: the keys of all sequences together are cut into equal parts (split_schedule.h), one a block; partial results
 // go to `scratch` (256-byte aligned, ..._scratch_bytes(a) bytes, contents ignored) and a second kernel merges them. The
-// arguments that decide on the scratch are B, heads, dimensions, page and max_blocks, not lengths.
-// max_len: no sequence is longer; it bounds the number of parts, 0: unknown.
+// bytes depend on B, s_q, heads, dimensions, page and max_blocks only.
 bool attention_decode_cuda_mma_takes(int64_t d_qk, int64_t d_v);  // both <= 256
-int64_t attention_decode_cuda_scratch_bytes(const spec::AttentionDecodeArgs& a);  // mma and simt
+int64_t attention_decode_cuda_mma_scratch_bytes(const spec::AttentionDecodeArgs& a);
+int64_t attention_decode_cuda_simt_scratch_bytes(const spec::AttentionDecodeArgs& a);
 void attention_decode_cuda_mma(const spec::AttentionDecodeArgs& a, void* scratch,
                                CudaStream stream);
 void attention_decode_cuda_simt(const spec::AttentionDecodeArgs& a, void* scratch,
@@ -36,7 +36,8 @@ void attention_decode_cuda_simt(const spec::AttentionDecodeArgs& a, void* scratc
 // Absorbed MLA on the paged latent cache, all three cache formats. FLOP 2 n_h s_q (2 d_c + d_r) s, bytes one cache row a
 // key: bound by bytes at 16 heads (30 FLOP a byte in bf16), by arithmetic at 128.
 bool mla_decode_cuda_mma_takes(int64_t d_c, int64_t d_r);  // d_c <= 512, d_r <= 64
-int64_t mla_decode_cuda_scratch_bytes(const spec::MlaDecodeArgs& a);  // mma and simt
+int64_t mla_decode_cuda_mma_scratch_bytes(const spec::MlaDecodeArgs& a);
+int64_t mla_decode_cuda_simt_scratch_bytes(const spec::MlaDecodeArgs& a);
 void mla_decode_cuda_mma(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream);
 void mla_decode_cuda_simt(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream);
 
