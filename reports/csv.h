@@ -7,6 +7,7 @@
 //   if (!out.has(key)) { key.set("bytes", bytes).set(identity("cpu")); out.write(key); }
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -71,10 +72,11 @@ class CsvWriter {
   // key_columns identify a row for --resume. With resume and an existing file, its rows are kept
   // (columns that it lacks become blank) and has() knows them; without resume an existing file is
   // replaced. A row whose `drop_column` text is in `drop_values` is not taken over (failed attempts
-  // are made again).
+  // are made again), unless `keep` says so.
   CsvWriter(std::string path, std::vector<std::string> columns,
             std::vector<std::string> key_columns = {}, bool resume = false,
-            const std::string& drop_column = "", const std::set<std::string>& drop_values = {});
+            const std::string& drop_column = "", const std::set<std::string>& drop_values = {},
+            const std::function<bool(const Record&)>& keep = {});
   ~CsvWriter();
   CsvWriter(const CsvWriter&) = delete;
   CsvWriter& operator=(const CsvWriter&) = delete;

@@ -67,7 +67,8 @@ std::string Record::text(std::string_view column) const {
 
 CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns,
                      std::vector<std::string> key_columns, bool resume,
-                     const std::string& drop_column, const std::set<std::string>& drop_values)
+                     const std::string& drop_column, const std::set<std::string>& drop_values,
+                     const std::function<bool(const Record&)>& keep)
     : path_(std::move(path)), columns_(std::move(columns)), key_columns_(std::move(key_columns)) {
   for (const auto& k : key_columns_)
     if (std::find(columns_.begin(), columns_.end(), k) == columns_.end())
@@ -79,8 +80,9 @@ CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns,
   if (resume && std::filesystem::exists(path_, ec) && std::filesystem::file_size(path_, ec) > 0) {
     const CsvTable old = read_csv(path_, {.required = key_columns_, .drop_torn_last_line = true});
     for (size_t i = 0; i < old.rows.size(); ++i) {
-      if (!drop_column.empty() && drop_values.count(old.cell(i, drop_column)) != 0) continue;
       Record r = old.record(i), kept;
+      if (!drop_column.empty() && drop_values.count(r.text(drop_column)) != 0 && !(keep && keep(r)))
+        continue;
       for (const auto& c : columns_) kept.set(c, r.text(c));
       text += line(kept);
       keys_.insert(key(kept));

@@ -3,12 +3,16 @@
 namespace v3b::rep {
 
 const std::vector<std::string>& bench_columns() {
-  static const std::vector<std::string> columns = with_identity(
-      {"op",          "impl",        "resolved_isa", "case",        "params",      "dtype",
-       "status",      "reason",      "max_abs_err",  "max_rel_err", "rel_fro_err", "err_over_bound",
-       "worst_index", "route_flips", "cache_state",  "samples",     "stop_reason", "min_us",
-       "q1_us",       "median_us",   "q3_us",        "stdrel_pct",  "flop",        "bytes",
-       "gflop_s",     "gb_s",        "roof",         "pct_of_roof", "repro"});
+  static const std::vector<std::string> columns =
+      with_identity({"op",          "impl",         "resolved_isa",  "case",
+                     "params",      "dtype",        "status",        "reason",
+                     "max_abs_err", "max_rel_err",  "rel_fro_err",   "err_over_bound",
+                     "worst_index", "route_flips",  "cache_state",   "samples",
+                     "stop_reason", "min_us",       "q1_us",         "median_us",
+                     "q3_us",       "stdrel_pct",   "flop",          "bytes",
+                     "gflop_s",     "gb_s",         "roof",          "pct_of_roof",
+                     "repro",       "sm_clock_mhz", "mem_clock_mhz", "gpu_temperature_c",
+                     "gpu_power_w", "throttle",     "energy_mj"});
   return columns;
 }
 
@@ -31,6 +35,9 @@ Record Row::record(const Identity& id) const {
   r.set("min_us", min_us).set("q1_us", q1_us).set("median_us", median_us).set("q3_us", q3_us);
   r.set("stdrel_pct", stdrel_pct).set("flop", flop).set("bytes", bytes).set("gflop_s", gflop_s);
   r.set("gb_s", gb_s).set("roof", roof).set("pct_of_roof", pct_of_roof).set("repro", repro);
+  r.set("sm_clock_mhz", sm_clock_mhz).set("mem_clock_mhz", mem_clock_mhz);
+  r.set("gpu_temperature_c", gpu_temperature_c).set("gpu_power_w", gpu_power_w);
+  r.set("throttle", throttle).set("energy_mj", energy_mj);
   return r;
 }
 
@@ -79,6 +86,12 @@ std::vector<BenchRow> read_bench_csv(const std::string& path, std::vector<std::s
     r.roof = t.cell(i, "roof");
     r.pct_of_roof = t.number(i, "pct_of_roof");
     r.repro = t.cell(i, "repro");
+    r.sm_clock_mhz = t.number(i, "sm_clock_mhz");
+    r.mem_clock_mhz = t.number(i, "mem_clock_mhz");
+    r.gpu_temperature_c = t.number(i, "gpu_temperature_c");
+    r.gpu_power_w = t.number(i, "gpu_power_w");
+    r.throttle = t.cell(i, "throttle");
+    r.energy_mj = t.number(i, "energy_mj");
     rows.push_back(std::move(b));
   }
   return rows;

@@ -24,10 +24,17 @@ struct Row {
   std::string roof;  // what binds: read | copy | read+copy | f32 | bf16 | ...
   std::optional<double> pct_of_roof;
   std::string repro;
+  // Of a timed CUDA job, as NVML gives them; blank elsewhere.
+  std::optional<double> sm_clock_mhz, mem_clock_mhz, gpu_temperature_c, gpu_power_w;
+  std::string throttle;             // none | reasons joined by +
+  std::optional<double> energy_mj;  // of one run
 
   bool timed() const { return median_us.has_value(); }
   Record record(const Identity& id) const;
 };
+
+// stop_reason of a row whose job took the device or the process with it: --resume does not run it again.
+inline constexpr const char* kFaulted = "fault";
 
 const std::vector<std::string>& bench_columns();      // identity included, in file order
 const std::vector<std::string>& bench_key_columns();  // what --resume and compare pair rows by

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "bench/harness/fill_rng.h"
+#include "kernels/core/cuda_error.h"
 #include "model/hash.h"
 
 namespace v3b::bench {
@@ -129,6 +130,13 @@ CheckResult CaseChecker::check(const std::string& how) {
   } catch (const std::bad_alloc&) {
     result.status = "error";
     result.reason = "out of memory";
+  } catch (const kern::CudaOutOfMemory& e) {
+    result.status = "unsupported";
+    result.reason = e.what();
+  } catch (const kern::CudaFault& e) {
+    result.status = "error";
+    result.reason = e.what();
+    result.device_lost = true;
   } catch (const std::exception& e) {
     result.status = "error";
     result.reason = e.what();

@@ -17,7 +17,8 @@ struct CheckResult {
   bool judged = false;  // verdict holds numbers
   Verdict verdict;      // worst over the fills
   std::string resolved_isa;
-  double run_seconds = 0;  // of the first run on `real`, cold and unprepared: an estimate only
+  bool device_lost = false;  // a CUDA fault: nothing more runs on the device in this process
+  double run_seconds = 0;    // of the first run on `real`, cold and unprepared: an estimate only
 };
 
 class CaseChecker {

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <regex>
 
+#include "kernels/core/cuda.h"
 #include "model/error.h"
 
 namespace v3b::bench {
@@ -102,6 +103,13 @@ std::string job_name(const OpBase& op, const std::string& how, const CaseInfo& i
   return impl_name(op, how) + "/" + info.text;
 }
 std::string device_of(const std::string& how) { return how.rfind("cuda", 0) == 0 ? "cuda" : "cpu"; }
+std::string device_column(const std::string& how) {
+  if (device_of(how) == "cpu") return "cpu";
+  const kern::CudaDevice& d = kern::cuda_device();
+  return d.mode == kern::CudaMode::device     ? d.name
+         : d.mode == kern::CudaMode::emulated ? "cuda_emulated"
+                                              : "cuda";
+}
 const char* size_name(Size s) {
   return s == Size::quick ? "quick" : s == Size::standard ? "standard" : "full";
 }

@@ -38,6 +38,8 @@ std::string impl_name(const OpBase& op, const std::string& how);  // "rmsnorm.cp
 std::string job_name(const OpBase& op, const std::string& how,
                      const CaseInfo& info);     // "rmsnorm.cpu_simd/T=..."
 std::string device_of(const std::string& how);  // "cpu" | "cuda"
+// What stands in the rows' `device` column: "cpu", the GPU's name, "cuda_emulated", or "cuda" where there is none.
+std::string device_column(const std::string& how);
 const char* size_name(Size s);
 const char* cache_name(CacheState c);
 

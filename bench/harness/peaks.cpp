@@ -11,6 +11,7 @@
 #include "bench/harness/peaks_kernels.h"
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/cuda_peaks.h"
 
 namespace v3b::bench {
 namespace {
@@ -144,6 +145,25 @@ Rate best_rate(const std::string& which) {
   return {};
 }
 
+constexpr const char* kGpu = "gpu_";
+bool is_gpu(const std::string& which) { return which.rfind(kGpu, 0) == 0; }
+
+double gpu_rate(const std::string& which) {
+  if (which == "gpu_read") return kern::cuda_read_bytes_per_s();
+  if (which == "gpu_copy") return kern::cuda_copy_bytes_per_s();
+  if (which == "gpu_f32") return kern::cuda_f32_flop_per_s();
+  if (which == "gpu_bf16") return kern::cuda_bf16_flop_per_s();
+  if (which == "gpu_fp8") return kern::cuda_fp8_flop_per_s();
+  return 0;
+}
+
+std::string peak_key(const std::string& which) {
+  const std::string plain = is_gpu(which) ? which.substr(std::strlen(kGpu)) : which;
+  return which + (plain == "read" || plain == "copy" ? "_gb_s"
+                  : plain == "int8"                  ? "_gop_s"
+                                                     : "_gflop_s");
+}
+
 void keep_best(Peaks& peaks, const std::string& key, double v) {
   double& best = peaks[key];
   best = std::max(best, v);
@@ -158,6 +178,11 @@ int64_t last_level_cache_bytes() {
 }
 
 void probe_peak(const std::string& which, Peaks& peaks, int passes) {
+  if (is_gpu(which)) {
+    const double v = gpu_rate(which);  // makes passes of its own
+    if (v > 0) keep_best(peaks, peak_key(which), v * 1e-9);
+    return;
+  }
   if (which == "read" || which == "copy") {
     auto& buffer = probe_buffer();
     uint64_t* p = buffer.data();
@@ -187,28 +212,27 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
   }
   const Rate r = best_rate(which);
   if (r.loop == nullptr) return;
-  for (int i = 0; i < passes; ++i)
-    keep_best(peaks, which == "int8" ? "int8_gop_s" : which + "_gflop_s", rate(r.loop) * 1e-9);
+  for (int i = 0; i < passes; ++i) keep_best(peaks, peak_key(which), rate(r.loop) * 1e-9);
 }
 
 Peaks probe_all_peaks(int passes) {
   Peaks peaks;
-  for (const char* which : {"read", "copy", "f32", "f64", "bf16", "int8"})
+  for (const char* which : {"read", "copy", "f32", "f64", "bf16", "int8", "gpu_read", "gpu_copy",
+                            "gpu_f32", "gpu_bf16", "gpu_fp8"})
     probe_peak(which, peaks, passes);
   return peaks;
 }
 
 std::string roof_instruction(const std::string& which) {
+  if (which == "gpu_bf16" || which == "gpu_fp8") return kern::cuda_tensor_instruction();
   const Rate r = best_rate(which);
   return r.loop != nullptr ? r.instruction : "";
 }
 
 double roof_rate(const Peaks& peaks, const std::string& which) {
-  const std::string key = which == "read" || which == "copy" ? which + "_gb_s"
-                          : which == "int8"                  ? "int8_gop_s"
-                                                             : which + "_gflop_s";
-  const auto it = peaks.find(key);
+  const auto it = peaks.find(peak_key(which));
   if (it != peaks.end()) return it->second * 1e9;
+  if (which == "gpu_fp8") return roof_rate(peaks, "gpu_bf16");
   return which == "bf16" ? roof_rate(peaks, "f32") : 0;
 }
 

@@ -8,20 +8,22 @@
 
 namespace v3b::bench {
 
-// Keys: read_gb_s, copy_gb_s (read + written), f32_gflop_s, f64_gflop_s, bf16_gflop_s, int8_gop_s
-// (only where an instruction exists). Values are the best of the passes made.
+// Keys of the CPU: read_gb_s, copy_gb_s (read + written), f32_gflop_s, f64_gflop_s, bf16_gflop_s, int8_gop_s
+// (only where an instruction exists). Of the GPU: gpu_read_gb_s, gpu_copy_gb_s, gpu_f32_gflop_s, gpu_bf16_gflop_s,
+// gpu_fp8_gflop_s. Values are the best of the passes made.
 using Peaks = std::map<std::string, double>;
 
-// which: "read", "copy", "f32", "f64", "bf16", "int8"; unknown to this machine: nothing is added.
+// which: "read", "copy", "f32", "f64", "bf16", "int8"; "gpu_read", "gpu_copy", "gpu_f32", "gpu_bf16", "gpu_fp8".
+// Unknown to this machine: nothing is added.
 void probe_peak(const std::string& which, Peaks& peaks, int passes = 1);
-Peaks probe_all_peaks(int passes = 3);
+Peaks probe_all_peaks(int passes = 3);  // the GPU's too, where there is one
 
 // "avx512_bf16", "amx_bf16", "f32" (bf16 converted: the roof is the f32 rate), ... of the compute
 // roof.
 std::string roof_instruction(const std::string& which);
 
 // The peak behind a roof name in units of 1/s (bytes or operations); 0 when not measured. bf16
-// without bf16 instructions falls back to f32.
+// without bf16 instructions falls back to f32, gpu_fp8 without such instructions to gpu_bf16.
 double roof_rate(const Peaks& peaks, const std::string& which);
 
 // Reads a buffer of twice the last-level cache, so that what was in the caches is gone.

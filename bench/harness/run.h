@@ -17,16 +17,19 @@ struct RunOptions {
   int64_t threads = 0;  // for `params` and `repro`; 0: all
   TimeOptions timing;
   double suspect_margin =
-      0.10;  // an implied rate beyond the measured peak by more than this is suspect
+      0.10;             // an implied rate beyond the measured peak by more than this is suspect
+  bool resume = false;  // a job in which the run before ended without a word becomes an error row
 };
 
 struct RunSummary {
   int64_t jobs = 0, passed = 0, failed = 0, suspect = 0, errors = 0, not_run = 0, skipped = 0,
           timed = 0;
+  std::string device_lost_in;  // the job whose CUDA fault ended the run early; "" none
 };
 
 // Rows are written as they come (when `out` is given; finished ones of a resumed file are skipped)
-// and handed to `on_row`.
+// and handed to `on_row`. CUDA jobs of a case are timed as a group of their own, against the GPU's peaks; not at all on
+// the emulation. A CUDA fault ends the run: its row is status error, stop_reason fault, which --resume keeps.
 RunSummary run_jobs(const std::vector<JobGroup>& groups, const RunOptions& options,
                     rep::CsvWriter* out, const std::function<void(const rep::Row&)>& on_row);
 

@@ -12,6 +12,9 @@
 
 #include "bench/harness/jobs.h"
 #include "bench/harness/peaks.h"
+#include "kernels/core/cuda.h"
+#include "kernels/core/cuda_error.h"
+#include "kernels/core/cuda_peaks.h"
 #include "model/error.h"
 
 namespace v3b::bench {
@@ -35,8 +38,16 @@ double seconds_since(Clock::time_point t0) {
 struct Rotation {
   std::vector<DataHandle> copies;
   std::vector<std::vector<Runner>> runners;  // [impl][copy]
-  bool scrub = false;
+  bool scrub = false, cuda = false;
+  bool device_lost = false;
   size_t next = 0;
+
+  void empty_caches() const {
+    if (cuda)
+      kern::cuda_empty_l2();
+    else
+      scrub_caches();
+  }
 };
 
 int64_t tensor_bytes(const DataHandle& d) {
@@ -45,11 +56,12 @@ int64_t tensor_bytes(const DataHandle& d) {
   return n;
 }
 
-// Copies until their touched bytes exceed the caches several times, as far as memory and time
+// Copies until their touched bytes exceed the device's caches several times, as far as memory and time
 // permit.
 Rotation make_rotation(const OpBase& op, const CaseInfo& info, const std::vector<std::string>& hows,
                        uint64_t seed) {
   Rotation r;
+  r.cuda = !hows.empty() && device_of(hows[0]) == "cuda";
   r.runners.resize(hows.size());
   const auto add_copy = [&] {
     r.copies.push_back(op.make(info.text, Fill::real, seed));
@@ -64,17 +76,30 @@ Rotation make_rotation(const OpBase& op, const CaseInfo& info, const std::vector
   const double each_seconds = seconds_since(t0);
   const double held = static_cast<double>(std::max<int64_t>(1, tensor_bytes(r.copies[0])));
   const double touched = std::clamp(op.cost(info.text).bytes, 1.0, held);
-  const double wanted =
-      std::ceil(kColdFactor * static_cast<double>(last_level_cache_bytes()) / touched);
+  const double cache =
+      static_cast<double>(r.cuda && kern::cuda_device().l2_bytes > 0 ? kern::cuda_device().l2_bytes
+                                                                     : last_level_cache_bytes());
+  const double wanted = std::ceil(kColdFactor * cache / touched);
   // Each implementation may keep a packed form as large as the data beside it.
-  const double memory = kMemoryShare * static_cast<double>(available_memory_bytes()) /
-                        (1.0 + 0.5 * static_cast<double>(hows.size()));
-  const double by_memory = std::floor(std::min<double>(kMaxCopyBytes, memory) / held);
+  const double impls = static_cast<double>(hows.size());
+  const double memory =
+      kMemoryShare * static_cast<double>(available_memory_bytes()) / (1.0 + 0.5 * impls);
+  double by_memory = std::floor(std::min<double>(kMaxCopyBytes, memory) / held);
+  if (r.cuda)  // every implementation has a mirror of its own beside the packed form
+    by_memory = std::min(
+        by_memory, 1 + std::floor(kMemoryShare * static_cast<double>(kern::cuda_free_bytes()) /
+                                  (1.5 * impls * held)));
   const double by_time =
       std::max<double>(kFreeCopies, std::floor(kCopySeconds / std::max(each_seconds, 1e-7)));
   r.scrub = wanted > std::min<double>({by_memory, by_time, kMaxCopies});
   if (r.scrub) return r;
-  for (int i = 1; i < static_cast<int>(wanted); ++i) add_copy();
+  try {
+    for (int i = 1; i < static_cast<int>(wanted); ++i) add_copy();
+  } catch (const kern::CudaOutOfMemory&) {  // caches are emptied between runs instead
+    for (auto& runners : r.runners) runners.resize(1);
+    r.copies.resize(1);
+    r.scrub = true;
+  }
   return r;
 }
 
@@ -94,7 +119,8 @@ struct Job {
   size_t index = 0;
   std::vector<std::vector<double>> calls;  // samples (us) of each call of the benchmark function
   std::vector<std::byte> good;             // outputs that were judged right
-  std::string failure;
+  std::string failure, error;
+  bool device_lost = false;
 
   // Outputs of copy `c`: the same bytes as a judged run, or judged now.
   void verify(const CaseChecker& checker, const Rotation& r, size_t c) {
@@ -109,9 +135,26 @@ struct Job {
       good = std::move(now);
   }
 
+  void threw(Rotation& r, const std::exception& e) {
+    error = e.what();
+    device_lost = dynamic_cast<const kern::CudaFault*>(&e) != nullptr;
+    r.device_lost = r.device_lost || device_lost;
+  }
+  // A job that threw, or whose device is gone, does nothing any more.
+  void round(Rotation& r, const CaseChecker& checker, benchmark::State& state) {
+    if (error.empty() && !r.device_lost) {
+      try {
+        return samples(r, checker, state);
+      } catch (const std::exception& e) {
+        threw(r, e);
+      }
+    }
+    state.SkipWithError(error.empty() ? "the device is lost" : error.c_str());
+  }
+
   // `n` samples in turn over the copies, outputs poisoned before and judged after, outside of the
   // times.
-  void round(Rotation& r, const CaseChecker& checker, benchmark::State& state) {
+  void samples(Rotation& r, const CaseChecker& checker, benchmark::State& state) {
     const size_t touched = std::min(r.copies.size(), static_cast<size_t>(state.max_iterations));
     const size_t first = r.next;
     for (size_t k = 0; k < touched; ++k)
@@ -125,7 +168,7 @@ struct Job {
       run_once(runner(r, 0));  // hot: the poison left the caches cold
     for (auto _ : state) {
       const size_t c = r.next++ % r.copies.size();
-      if (r.scrub) scrub_caches();
+      if (r.scrub) r.empty_caches();
       const double s = run_once(runner(r, c));
       state.SetIterationTime(s);
       calls.back().push_back(s * 1e6);
@@ -146,12 +189,50 @@ double estimate_seconds(Rotation& r, const Job& job) {
   const auto t0 = Clock::now();
   int runs = 0;
   do {
-    if (r.scrub) scrub_caches();
+    if (r.scrub) r.empty_caches();
     run_once(job.runner(r, r.next++ % r.copies.size()));
     ++runs;
   } while (runs < 3 && seconds_since(t0) < 0.02);
   return seconds_since(t0) / runs;
 }
+
+// Clocks and energy of a CUDA job: runs back to back for `seconds` between two looks at the energy counter, which moves
+// a few times in a tenth of a second only, and looks at clocks and throttling within.
+GpuLoad gpu_load(Rotation& r, const Job& job, double seconds) {
+  GpuLoad load;
+  if (!nvml().available()) return load;
+  run_once(job.runner(r, r.next++ % r.copies.size()));
+  std::optional<uint64_t> reasons;
+  const auto look = [&] {
+    const GpuReading g = nvml().read();
+    if (g.throttle_reasons) reasons = reasons.value_or(0) | *g.throttle_reasons;
+    return g;
+  };
+  const GpuReading before = look();
+  const auto t0 = Clock::now();
+  int64_t runs = 0;
+  int looks = 1;
+  double elapsed = 0;
+  do {
+    run_once(job.runner(r, r.next++ % r.copies.size()));
+    ++runs;
+    elapsed = seconds_since(t0);
+    if (elapsed > seconds * looks / 4) look(), ++looks;
+  } while (elapsed < seconds);
+  const GpuReading after = look();
+  load.sm_clock_mhz = after.sm_clock_mhz;
+  load.mem_clock_mhz = after.mem_clock_mhz;
+  load.temperature_c = after.temperature_c;
+  load.power_w = after.power_w;
+  if (before.energy_mj && after.energy_mj && *after.energy_mj > *before.energy_mj)
+    load.energy_mj = (*after.energy_mj - *before.energy_mj) / static_cast<double>(runs);
+  if (reasons) load.throttle = throttle_text(*reasons);
+  return load;
+}
+
+struct ClearRegistered {  // also when something throws: the functions hold addresses of locals
+  ~ClearRegistered() { benchmark::ClearRegisteredBenchmarks(); }
+};
 
 }  // namespace
 
@@ -264,6 +345,7 @@ std::vector<TimeResult> Timer::time_group(const OpBase& op, const CaseInfo& info
                                           const std::vector<std::string>& hows,
                                           const CaseChecker& checker) {
   Rotation rotation = make_rotation(op, info, hows, options_.seed);
+  const ClearRegistered clear;
   std::vector<Job> jobs(hows.size());
   std::vector<TimeResult> results(hows.size());
   for (size_t i = 0; i < hows.size(); ++i) {
@@ -271,7 +353,8 @@ std::vector<TimeResult> Timer::time_group(const OpBase& op, const CaseInfo& info
     jobs[i].index = i;
     Job* job = &jobs[i];
     auto* b = benchmark::RegisterBenchmark(job_name(op, hows[i], info).c_str(),
-                                           [job, &rotation, &checker](benchmark::State& state) {
+                                           [=, this, &rotation, &checker](benchmark::State& state) {
+                                             if (options_.on_job) options_.on_job(job->how);
                                              job->round(rotation, checker, state);
                                            });
     b->UseManualTime()->Unit(benchmark::kMicrosecond);
@@ -279,8 +362,14 @@ std::vector<TimeResult> Timer::time_group(const OpBase& op, const CaseInfo& info
     // Where caches are read over between runs, a minimum of kernel time would take minutes of wall
     // time.
     if (user_min_time_ && !rotation.scrub) continue;
-    const double each = estimate_seconds(rotation, *job),
-                 per_round = options_.job_seconds / options_.rounds;
+    double each = 1;
+    if (options_.on_job) options_.on_job(job->how);
+    try {
+      if (!rotation.device_lost) each = estimate_seconds(rotation, *job);
+    } catch (const std::exception& e) {
+      job->threw(rotation, e);
+    }
+    const double per_round = options_.job_seconds / options_.rounds;
     const double planned = std::floor(per_round / std::max(each, 1e-9));
     b->Iterations(std::clamp<int64_t>(static_cast<int64_t>(planned), 1, kMaxIterations));
     results[i].stop_reason =
@@ -292,15 +381,25 @@ std::vector<TimeResult> Timer::time_group(const OpBase& op, const CaseInfo& info
     }
   }
   benchmark::RunSpecifiedBenchmarks(reporters_.get());
-  benchmark::ClearRegisteredBenchmarks();
   for (size_t i = 0; i < jobs.size(); ++i) {
+    Job& job = jobs[i];
+    if (rotation.cuda && !rotation.device_lost && job.error.empty() && job.failure.empty()) {
+      try {
+        results[i].load = gpu_load(rotation, job, options_.energy_seconds);
+      } catch (const std::exception& e) {
+        job.threw(rotation, e);
+      }
+    }
+    results[i].failure = job.failure;
+    results[i].error = job.error;
+    results[i].device_lost = job.device_lost;
+    if (!job.error.empty()) continue;
     // With a minimum time Google Benchmark first tries fewer iterations; those calls are not
     // samples.
     const auto& calls = jobs[i].calls;
     for (const auto& call : calls)
       if (call.size() == calls.back().size())
         results[i].samples_us.insert(results[i].samples_us.end(), call.begin(), call.end());
-    results[i].failure = jobs[i].failure;
   }
   return results;
 }

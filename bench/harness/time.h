@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/harness/check.h"
+#include "bench/harness/nvml.h"
 #include "bench/harness/op.h"
 
 namespace v3b::bench {
@@ -16,15 +17,20 @@ struct TimeOptions {
   int rounds = 5;            // repetitions; implementations take turns
   uint64_t seed = 1;
   std::vector<std::string>
-      benchmark_args;  // --benchmark_...: passed on, stronger than the two above
+      benchmark_args;           // --benchmark_...: passed on, stronger than the two above
+  double energy_seconds = 0.3;  // of back-to-back runs of a CUDA job whose energy NVML can give
+  std::function<void(const std::string& how)> on_job;  // told before each round of one
 };
 
 struct TimeResult {
   std::string how;
   std::vector<double> samples_us;
-  std::string stop_reason;  // budget | slow (one run is longer than the budget) | min_time (the
-                            // user's flag) | error
-  std::string failure;      // the outputs of the timed buffers were wrong, or the run threw
+  std::string stop_reason;   // budget | slow (one run is longer than the budget) | min_time (the
+                             // user's flag) | error
+  std::string failure;       // the outputs of the timed buffers were wrong
+  std::string error;         // the run threw
+  bool device_lost = false;  // ... a CUDA fault; the other CUDA jobs of the group have no samples
+  GpuLoad load;              // CUDA only
 };
 
 struct SampleStats {
@@ -40,7 +46,8 @@ class Timer {
   explicit Timer(const TimeOptions& options);
   ~Timer();
 
-  // The implementations passed `checker`. Order of results is that of `hows`.
+  // The implementations passed `checker` and are of one device. Order of results is that of `hows`. Cold inputs rotate
+  // past that device's last-level cache. Throws CudaOutOfMemory when not even one copy fits.
   std::vector<TimeResult> time_group(const OpBase& op, const CaseInfo& info,
                                      const std::vector<std::string>& hows,
                                      const CaseChecker& checker);

@@ -6,6 +6,8 @@
 #include <map>
 #include <set>
 
+#include "bench/harness/hardware_runs.h"
+#include "bench/harness/nvml.h"
 #include "bench/harness/peaks.h"
 #include "bench/harness/run.h"
 #include "bench/main/commands.h"
@@ -91,19 +93,22 @@ int run_support(JobOptions& o) {
     int64_t total = 0;
     for (const auto& [text, n] : states[name]) total += n;
     for (const auto& [text, n] : states[name])
-      rows.push_back({op, name, text, std::to_string(n) + " of " + std::to_string(total)});
+      rows.push_back({op, name, text, std::to_string(n) + " of " + std::to_string(total),
+                      hardware_text(name)});
   }
-  const std::vector<std::string> header = {"op", "implementation", "state", "cases"};
+  const std::vector<std::string> header = {"op", "implementation", "state", "cases",
+                                           "passed on GPUs"};
   if (!o.csv) {
     fmt::print("{}", rep::markdown_table(header, rows));
     return 0;
   }
-  fmt::print("op,implementation,state,reason,cases\n");
+  fmt::print("op,implementation,state,reason,cases,hardware\n");
   for (const auto& r : rows) {
     const size_t colon = r[2].find(": ");
     std::string reason = colon == std::string::npos ? "" : r[2].substr(colon + 2), quoted;
     for (char c : reason) quoted += c == '"' ? "\"\"" : std::string(1, c);
-    fmt::print("{},{},{},\"{}\",{}\n", r[0], r[1], r[2].substr(0, colon), quoted, r[3]);
+    fmt::print("{},{},{},\"{}\",{},\"{}\"\n", r[0], r[1], r[2].substr(0, colon), quoted, r[3],
+               r[4]);
   }
   return 0;
 }
@@ -149,23 +154,26 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
     benchmark_args.erase(benchmark_args.begin() + static_cast<std::ptrdiff_t>(i));
   }
   prepare_run(o.common);
+  if (o.selection.device != "cpu") describe_gpu();
   const Ops ops = all_ops();
   const auto groups = select(ops, o);
   std::unique_ptr<rep::CsvWriter> out;
   if (!o.common.out.empty()) {
     rep::ensure_output_dir(o.common.out);
     // --resume does again what failed, and when timing also what was only checked (no stop reason);
-    // other seeds and thread counts are other rows.
+    // other seeds and thread counts are other rows. What took the device with it is not done again.
     std::vector<std::string> keys = rep::bench_key_columns();
     keys.emplace_back("params");
     using Texts = std::set<std::string>;
-    out = std::make_unique<rep::CsvWriter>(o.common.out + "/bench.csv", rep::bench_columns(), keys,
-                                           o.common.resume, time ? "stop_reason" : "status",
-                                           time ? Texts{""} : Texts{"failed", "error", "suspect"});
+    out = std::make_unique<rep::CsvWriter>(
+        o.common.out + "/bench.csv", rep::bench_columns(), keys, o.common.resume,
+        time ? "stop_reason" : "status", time ? Texts{""} : Texts{"failed", "error", "suspect"},
+        [](const rep::Record& r) { return r.text("stop_reason") == rep::kFaulted; });
     set_interrupt_note("finished rows are in " + out->path() + ", --resume does the rest");
     rep::write_machine_json(o.common.out);
   }
-  RunOptions run{.time = time, .seed = o.common.seed, .threads = o.common.threads};
+  RunOptions run{
+      .time = time, .seed = o.common.seed, .threads = o.common.threads, .resume = o.common.resume};
   run.timing = {.job_seconds = o.min_time,
                 .rounds = o.rounds,
                 .seed = o.common.seed,
@@ -183,64 +191,92 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
                            lines, {left, left, left, right, left, right, right, right, right}));
   for (const auto& [key, value] : rep::machine_card().peaks)
     fmt::print("peak {} {}\n", key, rep::short_number(value));
+  if (!s.device_lost_in.empty())
+    fmt::print(
+        stderr, "v3bench: CUDA fault in {}; nothing more runs on the device in this process{}\n",
+        s.device_lost_in,
+        out ? "; finished rows are in " + out->path() + ", --resume continues after it" : "");
   return summary_code(s);
+}
+
+// The command lines of the profilers. They run this program without its check, so that the named range holds the job's
+// own run and nothing else.
+void print_profilers(const std::string& impl, const std::string& same, double inputs_s,
+                     double seconds) {
+  const std::string run = same + " --no-check";
+  if (device_of(impl.substr(impl.find('.') + 1)) == "cpu") {
+    // Sampling starts when the inputs are made; a tenth later, to be sure.
+    fmt::print(
+        "perf record -g --delay {} {} --seconds {}\n"
+        "perf report --no-children   # the calling thread's share alone: --parent "
+        "v3bench_profiled_range --exclude-other\n",
+        static_cast<int64_t>(1100 * inputs_s) + 100, run, seconds > 0 ? seconds : 5.0);
+    return;
+  }
+  fmt::print("ncu --nvtx --nvtx-include \"{0}/\" --set full --import-source yes -o {0} {1}\n", impl,
+             run);
+  fmt::print(
+      "nsys profile --trace=cuda,nvtx --capture-range=nvtx --nvtx-capture=\"{0}\" "
+      "--env-var=NSYS_NVTX_PROFILER_REGISTER_ONLY=0 -o {0} {1}\n",
+      impl, run);
 }
 
 }  // namespace
 
 // The range that is to be profiled: a function of its own and never inlined, so that a profiler can
-// keep what was called from here and leave out the making of inputs and the check.
+// keep what was called from here and leave out the making of inputs and the check. Not timed_run: a profiler serialises
+// kernels, and the one that holds the device would wait for itself.
 [[gnu::noinline]] int64_t v3bench_profiled_range(const Runner& runner, double seconds,
                                                  double* total_s) {
   const auto t0 = std::chrono::steady_clock::now();
   int64_t runs = 0;
   double elapsed = 0;
   do {
-    *total_s += run_once(runner);
+    const auto begin = std::chrono::steady_clock::now();
+    runner.run();
+    const auto end = std::chrono::steady_clock::now();
+    *total_s += std::chrono::duration<double>(end - begin).count();
     ++runs;
-    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+    elapsed = std::chrono::duration<double>(end - t0).count();
   } while (elapsed < seconds);
   return runs;
 }
 
 namespace {
 
-int run_profile(JobOptions& o, double seconds) {
-  const auto started = std::chrono::steady_clock::now();
+int run_profile(JobOptions& o, double seconds, bool no_check) {
   prepare_run(o.common);
   const Ops ops = all_ops();
   const auto groups = select(ops, o);
   if (groups.size() != 1 || groups[0].hows.size() != 1)
     throw Error(ExitCode::usage, "profile runs one job", "",
-                "--op, --impl and --case that pick one", std::to_string(groups.size()) + " cases");
+                "--filter, or --op, --impl and --case, that pick one",
+                std::to_string(groups.size()) + " cases");
   const JobGroup& g = groups[0];
   const std::string& how = g.hows[0];
-  CaseChecker checker(*g.op, g.info, o.common.seed);
-  const CheckResult check = checker.check(how);
-  if (check.status != "passed") {
-    fmt::print("{}: {}: {}\n", job_name(*g.op, how, g.info), check.status, check.reason);
-    return static_cast<int>(check.status == "failed" ? ExitCode::check_failed
-                                                     : ExitCode::nothing_ran);
-  }
-  DataHandle data = g.op->make(g.info.text, Fill::real, o.common.seed);
-  const Runner runner = g.op->prepare(how, data);
   const std::string same =
       fmt::format("v3bench profile --op {} --impl {} --case {} --seed {} --threads {}",
                   g.op->name(), how, g.info.text, o.common.seed, o.common.threads);
-  fmt::print("range {} ({}), pid {}\n", impl_name(*g.op, how), check.resolved_isa, getpid());
-  if (device_of(how) == "cuda")
-    fmt::print("ncu --nvtx --nvtx-include \"{}/\" --set full {}\n", impl_name(*g.op, how), same);
-  else
-    // Sampling starts when inputs and check of this run were done; a tenth later, to be sure.
-    fmt::print(
-        "perf record -g --delay {} {} --seconds {}\n"
-        "perf report --no-children   # the calling thread's share alone: --parent "
-        "v3bench_profiled_range --exclude-other\n",
-        static_cast<int64_t>(
-            1100 *
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count()) +
-            100,
-        same, seconds > 0 ? seconds : 5.0);
+  std::string status = "passed", reason;
+  if (no_check) {
+    const Support s = g.op->support(how, g.info.text);
+    if (s.state != Support::State::yes) status = "cannot run here", reason = s.reason;
+  } else {
+    const CheckResult check = CaseChecker(*g.op, g.info, o.common.seed).check(how);
+    status = check.status, reason = check.reason;
+  }
+  if (status != "passed") {
+    fmt::print("{}: {}: {}\n", job_name(*g.op, how, g.info), status, reason);
+    return static_cast<int>(status == "failed" || status == "error" ? ExitCode::check_failed
+                                                                    : ExitCode::nothing_ran);
+  }
+  const auto started = std::chrono::steady_clock::now();
+  DataHandle data = g.op->make(g.info.text, Fill::real, o.common.seed);
+  const Runner runner = g.op->prepare(how, data);
+  const double inputs_s =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  if (!no_check) print_profilers(impl_name(*g.op, how), same, inputs_s, seconds);
+  fmt::print("range {} ({}), pid {}\n", impl_name(*g.op, how), runner.resolved_isa, getpid());
   std::fflush(stdout);
   double total = 0;
   const int64_t runs = v3bench_profiled_range(runner, seconds, &total);
@@ -289,8 +325,10 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   add_selection(*sub, *profile);
   sub->add_option("--seconds", *seconds, "run at least so long (default: once)")
       ->check(number_from(0, 1e6));
-  sub->callback([profile, seconds, &chosen] {
-    chosen.run = [=] { return run_profile(*profile, *seconds); };
+  auto no_check = std::make_shared<bool>(false);
+  sub->add_flag("--no-check", *no_check, "only the run itself, for the profilers' command lines");
+  sub->callback([profile, seconds, no_check, &chosen] {
+    chosen.run = [=] { return run_profile(*profile, *seconds, *no_check); };
   });
 }
 

@@ -4,6 +4,7 @@
 #include <dnnl.hpp>
 #include <filesystem>
 
+#include "bench/harness/nvml.h"
 #include "bench/harness/peaks.h"
 #include "bench/main/commands.h"
 #include "kernels/core/cpu.h"
@@ -16,6 +17,7 @@ namespace {
 
 int run_info(const Common& common, bool no_peaks) {
   prepare_run(common);
+  bench::describe_gpu();
   const rep::MachineCard& m = rep::machine_card();
   const rep::Identity id = rep::identity("cpu");
   const auto& f = kern::cpu_features();
@@ -45,7 +47,7 @@ int run_info(const Common& common, bool no_peaks) {
   if (m.gpu.empty()) rows.push_back({"gpu", "none used by this build"});
   if (!no_peaks)
     for (const auto& [name, value] : bench::probe_all_peaks()) {
-      const std::string kind = name.substr(0, name.find('_'));
+      const std::string kind = name.substr(0, name.find('_', name.rfind("gpu_", 0) == 0 ? 4 : 0));
       const std::string how = bench::roof_instruction(kind);
       rows.push_back(
           {"peak " + name, rep::short_number(value) + (how.empty() ? "" : " (" + how + ")")});

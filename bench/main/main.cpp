@@ -12,9 +12,11 @@
 #include <system_error>
 
 #include "bench/harness/flags_text.h"
+#include "bench/harness/running_marker.h"
 #include "bench/main/commands.h"
 #include "bench/main/usage.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/cuda.h"
 #include "model/error.h"
 
 namespace v3b::cli {
@@ -24,6 +26,7 @@ char g_interrupt_note[512] = "v3bench: interrupted\n";
 
 // Rows are written whole and at once, so leaving on the spot loses nothing that was finished.
 void on_signal(int signal) {
+  bench::RunningMarker::remove_now();
   const ssize_t n = write(STDERR_FILENO, g_interrupt_note, std::strlen(g_interrupt_note));
   (void)n;
   _exit(128 + signal);
@@ -166,9 +169,17 @@ void add_out(CLI::App& app, Common& c, const std::string& default_dir) {
 
 }  // namespace v3b::cli
 
-int main(int argc, char** argv) {
+namespace {
+
+// After a CUDA fault, destructors of driver and runtime may wait for a kernel that never ends.
+int leave(int code) {
+  if (!v3b::kern::cuda_lost()) return code;
+  std::fflush(nullptr);
+  _exit(code);
+}
+
+int run(int argc, char** argv) {
   using namespace v3b;
-  cli::install_signal_handlers();
   try {
     return cli::finish(cli::run_command(argc, argv));
   } catch (const Error& e) {
@@ -182,4 +193,11 @@ int main(int argc, char** argv) {
     std::fputs(("v3bench: " + cli::one_line(e.what()) + "\n").c_str(), stderr);
   }
   return static_cast<int>(ExitCode::check_failed);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  v3b::cli::install_signal_handlers();
+  return leave(run(argc, argv));
 }

@@ -28,14 +28,20 @@ struct CudaDevice {
   int64_t memory_bytes = 0, l2_bytes = 0,
           shared_bytes = 0;     // shared: largest of one block (opt-in)
   std::string driver, runtime;  // versions
+  std::string pci_bus_id;       // by which NVML finds the same device
 };
 const CudaDevice& cuda_device();  // looked up once; never throws
 // Devices that can run jobs: device and emulated.
 bool cuda_usable();
+// Device memory that an allocation could still get; 0 where there is no device (emulated: all of the host's).
+int64_t cuda_free_bytes();
+// A kernel faulted or never ended (CudaFault was thrown): nothing works on the device any more in this process.
+bool cuda_lost();
 
 // The one stream on which everything runs. Throws v3b::Error where !cuda_usable().
 CudaStream cuda_stream();
-// Waits for the stream; throws v3b::Error(failed) with the CUDA error's name if a kernel faulted.
+// Waits for the stream; throws CudaFault (cuda_error.h) with the CUDA error's name if a kernel faulted or does not end
+// within a minute.
 void cuda_synchronize(CudaStream stream);
 
 // Device memory, 256-byte aligned. Throws CudaOutOfMemory.

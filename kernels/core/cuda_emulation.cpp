@@ -398,6 +398,8 @@ const CudaDevice& cuda_device() {
   return device;
 }
 bool cuda_usable() { return cuda_device().mode == CudaMode::emulated; }
+int64_t cuda_free_bytes() { return cuda_usable() ? cuda_device().memory_bytes : 0; }
+bool cuda_lost() { return false; }
 CudaStream cuda_stream() {
   if (!cuda_usable()) throw Error(ExitCode::nothing_ran, cuda_device().reason, "CUDA");
   static char stream;

@@ -3,8 +3,11 @@
 #include <dlfcn.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "kernels/core/cuda_device.cuh"
 #include "kernels/core/cuda_error.h"
@@ -14,6 +17,9 @@ namespace v3b::kern {
 namespace {
 
 constexpr int kOldestCc = 80;
+constexpr double kHangSeconds = 60;  // no kernel of this suite takes a tenth of it
+
+std::atomic<bool> g_lost = false;
 
 std::string version_text(int v) {
   return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
@@ -54,6 +60,8 @@ CudaDevice look_up() {
   d.memory_bytes = static_cast<int64_t>(p.totalGlobalMem);
   d.l2_bytes = p.l2CacheSize;
   d.shared_bytes = static_cast<int64_t>(p.sharedMemPerBlockOptin);
+  char bus[32] = {};
+  if (cudaDeviceGetPCIBusId(bus, sizeof bus, 0) == cudaSuccess) d.pci_bus_id = bus;
   if (d.cc < kOldestCc) {
     d.reason = d.name + " has compute capability " + std::to_string(p.major) + "." +
                std::to_string(p.minor) + "; the kernels need 8.0 or later";
@@ -68,6 +76,47 @@ CudaDevice look_up() {
 __global__ void hold(const volatile int* go) {
   const long long t0 = clock64();
   while (*go == 0 && clock64() - t0 < 1000000000LL) {
+  }
+}
+
+// Errors after which every call of the process fails.
+bool is_fault(cudaError_t e) {
+  switch (e) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorDeviceUninitialized:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorContained:
+    case cudaErrorUnknown:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Polls, so that a kernel that never ends is an error and not a process that hangs: in a tight loop at first, for
+// times that are short, later with pauses.
+template <class Query>
+void wait_for(Query&& query, const char* what) {
+  using Clock = std::chrono::steady_clock;
+  const auto t0 = Clock::now();
+  for (;;) {
+    const cudaError_t e = query();
+    if (e != cudaErrorNotReady) return cuda_check(e, what);
+    const double s = std::chrono::duration<double>(Clock::now() - t0).count();
+    if (s > kHangSeconds) {
+      g_lost = true;
+      throw CudaFault(what, "a kernel that has not ended after a minute");
+    }
+    if (s > 0.01) std::this_thread::sleep_for(std::chrono::microseconds(200));
   }
 }
 
@@ -87,8 +136,13 @@ struct Timing {
 
 void cuda_check(cudaError_t e, const char* what) {
   if (e == cudaSuccess) return;
-  throw Error(ExitCode::check_failed, what, "CUDA", "",
-              std::string(cudaGetErrorName(e)) + ": " + cudaGetErrorString(e));
+  const std::string found = std::string(cudaGetErrorName(e)) + ": " + cudaGetErrorString(e);
+  if (is_fault(e)) {
+    g_lost = true;
+    throw CudaFault(what, found);
+  }
+  cudaGetLastError();  // a refused launch or call leaves nothing behind
+  throw Error(ExitCode::check_failed, what, "CUDA", "", found);
 }
 
 const CudaDevice& cuda_device() {
@@ -96,6 +150,12 @@ const CudaDevice& cuda_device() {
   return device;
 }
 bool cuda_usable() { return cuda_device().mode == CudaMode::device; }
+int64_t cuda_free_bytes() {
+  size_t free = 0, total = 0;
+  if (!cuda_usable() || cudaMemGetInfo(&free, &total) != cudaSuccess) return 0;
+  return static_cast<int64_t>(free);
+}
+bool cuda_lost() { return g_lost; }
 
 CudaStream cuda_stream() {
   if (!cuda_usable()) throw Error(ExitCode::nothing_ran, cuda_device().reason, "CUDA");
@@ -107,20 +167,21 @@ CudaStream cuda_stream() {
   return stream;
 }
 void cuda_synchronize(CudaStream stream) {
-  cuda_check(cudaStreamSynchronize(stream), "kernels on the stream");
+  wait_for([&] { return cudaStreamQuery(stream); }, "kernels on the stream");
 }
 
 DeviceBuffer::DeviceBuffer(int64_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   const cudaError_t e = cudaMalloc(&data_, static_cast<size_t>(bytes));
   if (e == cudaErrorMemoryAllocation) {
+    data_ = nullptr;
     cudaGetLastError();
     throw CudaOutOfMemory(bytes);
   }
   cuda_check(e, "cudaMalloc");
 }
 DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) cudaFree(data_);
+  if (data_ != nullptr && !g_lost) cudaFree(data_);  // it would wait for a kernel that hangs
 }
 
 void cuda_upload(void* device, const void* host, int64_t bytes, CudaStream stream) {
@@ -157,7 +218,7 @@ double cuda_seconds(CudaStream stream, void (*enqueue)(void*), void* context) {
   }
   cuda_check(cudaEventRecord(t.stop, stream), "cudaEventRecord");
   *static_cast<volatile int*>(t.go) = 1;
-  cuda_check(cudaEventSynchronize(t.stop), "kernels between two events");
+  wait_for([&] { return cudaEventQuery(t.stop); }, "kernels between two events");
   float ms = 0;
   cuda_check(cudaEventElapsedTime(&ms, t.start, t.stop), "cudaEventElapsedTime");
   return 1e-3 * static_cast<double>(ms);
