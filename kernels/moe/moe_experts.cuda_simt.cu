@@ -92,19 +92,36 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t s = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (s < slots && row[s] >= 0) source[row[s]] = static_cast<int32_t>(s / K);
 }
-// y[t] = sum over k of weight * row, then the shared expert's row: fp32, one rounding.
+// y[t] = sum over k of weight * row, then the shared expert's row: fp32, one rounding. bf16_steps (MoeAccum::bf16): every
+// row, product and partial sum rounded to bf16, rows ascending.
 template <class TX>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(int64_t d, int64_t K, const float* rows, const int64_t* row, const float* weight,
-                   const float* shared_rows, TX* y) {
+    combine_kernel(int64_t d, int64_t K, bool bf16_steps, const float* rows, const int64_t* row,
+                   const float* weight, const float* shared_rows, TX* y) {
   const int64_t t = blockIdx.x, j = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (j >= d) return;
   float s = 0;
-  for (int64_t k = 0; k < K; ++k) {
-    const int64_t r = row[t * K + k];
-    if (r >= 0) s += weight[t * K + k] * rows[r * d + j];
+  const auto cut = [](float v) { return as_float(round_bf16(v)); };
+  if (bf16_steps) {
+    for (int64_t last = -1;;) {
+      int64_t next = -1;
+      float w = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const int64_t r = row[t * K + k];
+        if (r > last && (next < 0 || r < next)) next = r, w = weight[t * K + k];
+      }
+      if (next < 0) break;
+      s = cut(s + cut(w * cut(rows[next * d + j])));
+      last = next;
+    }
+    if (shared_rows != nullptr) s = cut(s + cut(shared_rows[t * d + j]));
+  } else {
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t r = row[t * K + k];
+      if (r >= 0) s += weight[t * K + k] * rows[r * d + j];
+    }
+    if (shared_rows != nullptr) s += shared_rows[t * d + j];
   }
-  if (shared_rows != nullptr) s += shared_rows[t * d + j];
   y[t * d + j] = from_float<TX>(s);
 }
 
@@ -175,10 +192,10 @@ void whole(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream, F&& 
                                static_cast<unsigned>((a.d + kThreads - 1) / kThreads)),
                           kThreads, 0, stream};
   if (a.x_dtype == DType::bf16)
-    launch(combine_kernel<bf16>, c, a.d, a.K, rows, row, a.weight, shared_rows,
+    launch(combine_kernel<bf16>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row, a.weight, shared_rows,
            static_cast<bf16*>(a.y));
   else
-    launch(combine_kernel<float>, c, a.d, a.K, rows, row, a.weight, shared_rows,
+    launch(combine_kernel<float>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row, a.weight, shared_rows,
            static_cast<float*>(a.y));
 }
 
