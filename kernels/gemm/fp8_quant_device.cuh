@@ -30,8 +30,7 @@ __device__ __forceinline__ void store_codes8(f8e4m3* p, bool wide, int64_t n, co
                                              float s) {
   uint32_t u[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    u[i] = pack_e4m3(__fdiv_rn(v[2 * i], s), __fdiv_rn(v[2 * i + 1], s));
+  for (int i = 0; i < 4; ++i) u[i] = pack_e4m3(__fdiv_rn(v[2 * i], s), __fdiv_rn(v[2 * i + 1], s));
   if (wide && n >= 8) {
     store8_bytes(p, make_uint2(u[0] | u[1] << 16, u[2] | u[3] << 16));
     return;

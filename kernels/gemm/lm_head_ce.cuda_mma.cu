@@ -13,14 +13,14 @@ namespace {
 using namespace dev;
 
 constexpr int kThreads = 256;
-constexpr int64_t kPiece = 4096;                  // columns of one fold: 16 a thread
+constexpr int64_t kPiece = 4096;                    // columns of one fold: 16 a thread
 constexpr int64_t kLogitBytes = int64_t{32} << 20;  // of the scratch; stays in H100's 50 MB L2
-constexpr int64_t kRows = 2048;                   // at a time
+constexpr int64_t kRows = 2048;                     // at a time
 
 struct Piece {
-  uint64_t best;   // pick_key of the largest logit
-  float sum;       // of exp(z - largest)
-  float label;     // logit of the label, if it lies in this piece
+  uint64_t best;  // pick_key of the largest logit
+  float sum;      // of exp(z - largest)
+  float label;    // logit of the label, if it lies in this piece
 };
 
 __device__ __forceinline__ float term(float z, float max) {
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kThreads)
     fold_kernel(const float* z, int64_t ldz, int64_t n, int64_t first, bool wide,
                 const int64_t* labels, Piece* pieces, int count) {
   V3B_DYNAMIC_SHARED(shared);
-  auto* keys = reinterpret_cast<uint64_t*>(shared);            // 33
-  float* floats = reinterpret_cast<float*>(shared + 34 * 8);   // 33
+  auto* keys = reinterpret_cast<uint64_t*>(shared);           // 33
+  float* floats = reinterpret_cast<float*>(shared + 34 * 8);  // 33
   const int64_t t = blockIdx.x, begin = blockIdx.y * kPiece, end = min(n, begin + kPiece);
   const float* row = z + t * ldz;
   constexpr int kChunks = kPiece / (8 * kThreads);
