@@ -42,23 +42,29 @@ TEST(CudaMoe, RouterTies) {
       for (const auto scoring : {spec::Scoring::sigmoid, spec::Scoring::softmax})
         for (const int64_t E : {8, 48, 256, 320}) {
           const int64_t T = 20, K = 3;
-          spec::RouterConfig c = {.E = E, .K = K, .G = 4, .M = 2, .scoring = scoring,
-                                  .group_rule = rule, .router_mask = mask};
+          spec::RouterConfig c = {.E = E,
+                                  .K = K,
+                                  .G = 4,
+                                  .M = 2,
+                                  .scoring = scoring,
+                                  .group_rule = rule,
+                                  .router_mask = mask};
           c.scale_only_if_unnormalised = E == 48;
           std::vector<float> z(static_cast<size_t>(T * E));
           for (size_t i = 0; i < z.size(); ++i)
             z[i] = static_cast<float>(model::rng_below({uint64_t(E), 5}, i, 3));
           for (int64_t e = 0; e < E; ++e) z[size_t(E + e)] = 1;  // a row of equals
           const DeviceBuffer dz = device(z), idx(T * K * 4), weight(T * K * 4);
-          router_cuda_simt({c, T, dz.as<float>(), nullptr, idx.as<int32_t>(), weight.as<float>(),
-                            nullptr},
-                           cuda_stream());
+          router_cuda_simt(
+              {c, T, dz.as<float>(), nullptr, idx.as<int32_t>(), weight.as<float>(), nullptr},
+              cuda_stream());
           // Softmax: two sums of other orders differ in the last bits, equal logits do not.
           const std::vector<double> wide(z.begin(), z.end());
           const auto want = ref::route<double>(c, T, wide.data(), nullptr);
           EXPECT_EQ(host<int32_t>(idx), want.idx) << E << " rule " << int(rule);
           const auto w = host<float>(weight);
-          for (size_t i = 0; i < w.size(); ++i) ASSERT_NEAR(w[i], want.weight[i], 4e-6 * want.weight[i]);
+          for (size_t i = 0; i < w.size(); ++i)
+            ASSERT_NEAR(w[i], want.weight[i], 4e-6 * want.weight[i]);
         }
 }
 TEST(CudaMoe, RouterNanComesLast) {
@@ -93,9 +99,18 @@ TEST(CudaMoe, DispatchUnusedSlotsAndManyTiles) {
       for (size_t i = 0; i < idx.size(); ++i)
         idx[i] = static_cast<int32_t>(model::rng_below({uint64_t(T), 3}, i, E + 1)) - 1;
       const auto want = ref::dispatch(T, K, E, idx.data());
-      const DeviceBuffer di = device(idx), offsets((E + 1) * 8), row(std::max<int64_t>(T * K, 1) * 8);
-      const spec::MoeDispatchArgs a = {T,       d, E, K, spec::DType::bf16, nullptr, di.as<int32_t>(),
-                                       offsets.as<int64_t>(), row.as<int64_t>(), nullptr};
+      const DeviceBuffer di = device(idx), offsets((E + 1) * 8),
+                         row(std::max<int64_t>(T * K, 1) * 8);
+      const spec::MoeDispatchArgs a = {T,
+                                       d,
+                                       E,
+                                       K,
+                                       spec::DType::bf16,
+                                       nullptr,
+                                       di.as<int32_t>(),
+                                       offsets.as<int64_t>(),
+                                       row.as<int64_t>(),
+                                       nullptr};
       const DeviceBuffer scratch(moe_dispatch_cuda_scratch_bytes(a));
       moe_dispatch_cuda_simt(a, scratch.data(), cuda_stream());
       EXPECT_EQ(host<int64_t>(offsets), want.offsets) << T << " " << E;
@@ -141,12 +156,20 @@ TEST(CudaMtp, SampledAcceptance) {
           }
         const DeviceBuffer dp = device(p), dq = device(q), dd = device(draft), du = device(u);
         const DeviceBuffer count(B * 4), tokens(B * rows * 4);
-        spec::MtpAcceptArgs a = {B, gamma, V, false, dp.as<float>(), one_hot ? nullptr : dq.as<float>(),
-                                 dd.as<int32_t>(), du.as<double>(), count.as<int32_t>(),
+        spec::MtpAcceptArgs a = {B,
+                                 gamma,
+                                 V,
+                                 false,
+                                 dp.as<float>(),
+                                 one_hot ? nullptr : dq.as<float>(),
+                                 dd.as<int32_t>(),
+                                 du.as<double>(),
+                                 count.as<int32_t>(),
                                  tokens.as<int32_t>()};
         const DeviceBuffer scratch(mtp_accept_cuda_scratch_bytes(a));
         mtp_accept_cuda_simt(a, scratch.data(), cuda_stream());
-        std::vector<int32_t> want_count(static_cast<size_t>(B)), want(static_cast<size_t>(B * rows));
+        std::vector<int32_t> want_count(static_cast<size_t>(B)),
+            want(static_cast<size_t>(B * rows));
         ref::mtp_accept({B, gamma, V, false, p.data(), one_hot ? nullptr : q.data(), draft.data(),
                          u.data(), want_count.data(), want.data()});
         EXPECT_EQ(host<int32_t>(count), want_count);
@@ -167,8 +190,16 @@ TEST(CudaMtp, PlainSampling) {
   p[size_t(V) + 9] = kNan;
   for (const bool greedy : {false, true}) {
     const DeviceBuffer dp = device(p), du = device(u), count(B * 4), tokens(B * 4);
-    spec::MtpAcceptArgs a = {B,       0, V, greedy, dp.as<float>(), nullptr, nullptr, du.as<double>(),
-                             count.as<int32_t>(), tokens.as<int32_t>()};
+    spec::MtpAcceptArgs a = {B,
+                             0,
+                             V,
+                             greedy,
+                             dp.as<float>(),
+                             nullptr,
+                             nullptr,
+                             du.as<double>(),
+                             count.as<int32_t>(),
+                             tokens.as<int32_t>()};
     const DeviceBuffer scratch(mtp_accept_cuda_scratch_bytes(a));
     mtp_accept_cuda_simt(a, scratch.data(), cuda_stream());
     const auto got = host<int32_t>(tokens);
@@ -198,14 +229,15 @@ TEST(CudaMtp, SamplingDistribution) {
         }
         z[size_t(stride) + 1] = -std::numeric_limits<float>::infinity();
         const DeviceBuffer dz = device(z), p(rows * V * 4);
-        sampling_distribution_cuda_simt({rows, V, 0.8, top_p, dz.as<float>(), stride, p.as<float>()},
-                                        cuda_stream());
+        sampling_distribution_cuda_simt(
+            {rows, V, 0.8, top_p, dz.as<float>(), stride, p.as<float>()}, cuda_stream());
         const auto got = host<float>(p);
         for (int64_t r = 0; r < rows; ++r) {
           const auto want = ref::sampling_distribution(
               std::span<const float>(z.data() + r * stride, size_t(V)), 0.8, top_p);
           for (int64_t i = 0; i < V; ++i) {
-            ASSERT_EQ(got[size_t(r * V + i)] > 0, want[size_t(i)] > 0) << V << " " << top_p << " " << i;
+            ASSERT_EQ(got[size_t(r * V + i)] > 0, want[size_t(i)] > 0)
+                << V << " " << top_p << " " << i;
             ASSERT_NEAR(got[size_t(r * V + i)], want[size_t(i)], 4e-6 * want[size_t(i)]);
           }
         }

@@ -50,9 +50,9 @@ TEST(CudaRows, OpCases) {
   check_op("swiglu", "cuda_simt", {"T=3,m=2560,dtype=bf16", "T=3,m=2056,dtype=f32"});
   check_op("softmax", "cuda_simt",
            {"T=9,n=256", "T=2,n=1024", "T=2,n=1025", "T=2,n=20003", "T=1,n=129280"});
-  check_op("fp8_quant", "cuda_simt",
-           {"rows=3,cols=7168", "rows=130,cols=264,weight=true",
-            "rows=3,cols=2176,act_scale=ue8m0"});
+  check_op(
+      "fp8_quant", "cuda_simt",
+      {"rows=3,cols=7168", "rows=130,cols=264,weight=true", "rows=3,cols=2176,act_scale=ue8m0"});
   check_op("topk_backward", "cuda_simt",
            {"T=37,E=256,K=8", "T=5,E=200,K=40", "T=37,E=256,K=8,ste=true"});
   check_op("lm_head_ce", "cuda_mma", {"T=3,d=64,V=9000"});
@@ -63,11 +63,14 @@ TEST(CudaRows, RopeFormsTypesStrides) {
   using spec::RopeForm;
   const int64_t T = 4, n_h = 3;
   for (const int64_t d_r : {16, 64, 24})
-    for (const RopeForm form : {RopeForm::interleaved, RopeForm::interleaved_to_half, RopeForm::half})
+    for (const RopeForm form :
+         {RopeForm::interleaved, RopeForm::interleaved_to_half, RopeForm::half})
       for (const int variant : {0, 1, 2, 3, 4, 5, 6, 7}) {
         const bool inverse = variant & 1, positions = variant & 2, in_place = variant & 4;
         const DType x_type = variant % 3 == 0 ? DType::f32 : DType::bf16,
-                    y_type = in_place ? x_type : variant % 2 == 0 ? DType::f32 : DType::bf16;
+                    y_type = in_place           ? x_type
+                             : variant % 2 == 0 ? DType::f32
+                                                : DType::bf16;
         const int64_t head = d_r + 8, token = n_h * head + 16, n = T * token, half = d_r / 2;
         std::vector<float> x = normals(n, 11);
         for (float& v : x) v = spec::to_float(spec::to_bf16(v));
@@ -91,8 +94,9 @@ TEST(CudaRows, RopeFormsTypesStrides) {
             const std::vector<double> in(x.begin() + at, x.begin() + at + d_r);
             ref::rope<double>(1, 1, d_r, form, inverse, in.data(), c.data(), s.data(), y.data());
             for (int64_t i = 0; i < d_r; ++i) {
-              const float got = y_type == DType::f32 ? host<float>(out)[size_t(at + i)]
-                                                     : spec::to_float(host<bf16>(out)[size_t(at + i)]);
+              const float got = y_type == DType::f32
+                                    ? host<float>(out)[size_t(at + i)]
+                                    : spec::to_float(host<bf16>(out)[size_t(at + i)]);
               const double want = y[size_t(i)];
               ASSERT_LE(std::abs(got - want),
                         (y_type == DType::f32 ? 1e-6 : 0x1p-8) * std::abs(want) + 1e-6)
@@ -110,12 +114,14 @@ TEST(CudaRows, RmsNormQuantised) {
   const int64_t T = 3;
   for (const int64_t d : {7168, 8320, 8201, 200})
     for (const auto kind : {spec::ActScale::fp32, spec::ActScale::ue8m0}) {
-      const DeviceBuffer x = device(rounded(normals(T * d, 21))), w = device(rounded(normals(d, 22)));
+      const DeviceBuffer x = device(rounded(normals(T * d, 21))),
+                         w = device(rounded(normals(d, 22)));
       const DeviceBuffer r0 = device(rounded(normals(T * d, 23))), r1 = device(host<bf16>(r0));
       const DeviceBuffer y0(T * d * 2), y1(T * d * 2), codes(T * d),
           scales(T * spec::fp8_blocks(d) * 4);
-      spec::RmsNormArgs a = {T,        d,         1e-6,     spec::NormRounding::single, DType::bf16,
-                             x.data(), r0.data(), w.data(), y0.data()};
+      spec::RmsNormArgs a = {T,           d,        1e-6,      spec::NormRounding::single,
+                             DType::bf16, x.data(), r0.data(), w.data(),
+                             y0.data()};
       rmsnorm_cuda_simt(a, cuda_stream());
       a.residual = r1.data(), a.y = d == 200 ? nullptr : y1.data();
       rmsnorm_quant_cuda_simt(a, {codes.as<spec::f8e4m3>(), scales.as<float>(), kind},
@@ -149,14 +155,16 @@ TEST(CudaRows, SwigluTypesScalesAndQuantisation) {
       const DeviceBuffer y(T * y_stride * 4), y2(T * y_stride * 4), codes(T * m),
           scales(T * spec::fp8_blocks(m) * 4);
       const int64_t e = spec::dtype_bytes(in);
-      spec::SwigluArgs a = {T,      m,       in,           out, dx.data(), dx.as<uint8_t>() + m * e,
-                            stride, ds.as<float>(), y.data(), y_stride};
+      spec::SwigluArgs a = {
+          T,        m,       in, out, dx.data(), dx.as<uint8_t>() + m * e, stride, ds.as<float>(),
+          y.data(), y_stride};
       swiglu_cuda_simt(a, cuda_stream());
       a.y = variant == 3 ? nullptr : y2.data();
       swiglu_quant_cuda_simt(
           a, {codes.as<spec::f8e4m3>(), scales.as<float>(), spec::ActScale::fp32}, cuda_stream());
       const auto value = [&](const DeviceBuffer& b, int64_t i) {
-        return out == DType::f32 ? host<float>(b)[size_t(i)] : spec::to_float(host<bf16>(b)[size_t(i)]);
+        return out == DType::f32 ? host<float>(b)[size_t(i)]
+                                 : spec::to_float(host<bf16>(b)[size_t(i)]);
       };
       const auto got_scales = host<float>(scales);
       const auto got_codes = host<uint8_t>(codes);
@@ -173,7 +181,8 @@ TEST(CudaRows, SwigluTypesScalesAndQuantisation) {
           std::copy_n(all.begin() + t * y_stride, m, kernel.begin());
         } else {
           const auto all = host<bf16>(y);
-          for (int64_t i = 0; i < m; ++i) kernel[size_t(i)] = spec::to_float(all[size_t(t * y_stride + i)]);
+          for (int64_t i = 0; i < m; ++i)
+            kernel[size_t(i)] = spec::to_float(all[size_t(t * y_stride + i)]);
         }
         for (int64_t i = 0; i < m; ++i)
           ASSERT_LE(std::abs(kernel[size_t(i)] - row[size_t(i)]),
@@ -186,7 +195,8 @@ TEST(CudaRows, SwigluTypesScalesAndQuantisation) {
         for (int64_t b = 0; b < spec::fp8_blocks(m); ++b)
           ASSERT_EQ(got_scales[size_t(t * spec::fp8_blocks(m) + b)], want_scales[size_t(b)]);
         for (int64_t i = 0; i < m; ++i)
-          ASSERT_EQ(got_codes[size_t(t * m + i)], want[size_t(i)].bits) << m << " " << variant << " " << i;
+          ASSERT_EQ(got_codes[size_t(t * m + i)], want[size_t(i)].bits)
+              << m << " " << variant << " " << i;
       }
       if (a.y != nullptr) {
         EXPECT_EQ(value(y, y_stride + 5), value(y2, y_stride + 5));
@@ -198,18 +208,21 @@ TEST(CudaRows, SoftmaxSpecialRows) {
   for (const int64_t n : {37, 1000, 9000}) {
     const int64_t T = 5, stride = n + 3;
     std::vector<float> x = normals(T * stride, 41, 4);
-    x[size_t(1 * stride + n - 1)] = kNan;                             // a NaN row
+    x[size_t(1 * stride + n - 1)] = kNan;                                   // a NaN row
     for (int64_t i = 0; i + 5 < n; ++i) x[size_t(2 * stride + i)] = -kInf;  // whole parts of -inf
     x[size_t(3 * stride + 2)] = -kInf;
     for (const bool in_place : {false, true}) {
       const DeviceBuffer dx = device(x), dy(T * stride * 4), lse(T * 4);
-      spec::SoftmaxArgs a = {T, n, 0.7, dx.as<float>(), stride,
-                             in_place ? dx.as<float>() : dy.as<float>(), stride, lse.as<float>()};
+      spec::SoftmaxArgs a = {T,      n,
+                             0.7,    dx.as<float>(),
+                             stride, in_place ? dx.as<float>() : dy.as<float>(),
+                             stride, lse.as<float>()};
       const DeviceBuffer scratch(softmax_cuda_scratch_bytes(a));
       softmax_cuda_simt(a, scratch.data(), cuda_stream());
       const auto y = host<float>(in_place ? dx : dy), l = host<float>(lse);
       for (int64_t t = 0; t < T; ++t) {
-        std::vector<double> row(x.begin() + t * stride, x.begin() + t * stride + n), want(row.size());
+        std::vector<double> row(x.begin() + t * stride, x.begin() + t * stride + n),
+            want(row.size());
         double want_lse = 0;
         ref::softmax<double>(1, n, 0.7, row.data(), want.data(), &want_lse);
         if (t == 1) {

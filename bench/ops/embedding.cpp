@@ -68,7 +68,8 @@ struct Embedding {
                  }});
     v.push_back(cuda_impl<Embedding>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       const Shape& s = d.shape;
-      spec::EmbeddingArgs a{s.T, s.d, s.V, s.dtype, d.ids.as<int32_t>(), d.table.data(), d.y.data()};
+      spec::EmbeddingArgs a{s.T,       s.d, s.V, s.dtype, d.ids.as<int32_t>(), d.table.data(),
+                            d.y.data()};
       m.map(a.ids, a.table, a.y);
       return [a](kern::CudaStream stream) { kern::embedding_cuda_simt(a, stream); };
     }));

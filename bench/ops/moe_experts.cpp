@@ -7,9 +7,12 @@
 #include <memory>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
+#include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/moe/moe.h"
+#include "kernels/moe/moe_experts_cuda.h"
 #include "reference/moe.h"
 #include "reference/synthetic_routes.h"
 
@@ -255,6 +258,31 @@ struct MoeExperts {
     return {.rel_fro = 1e-5, .abs_rms = 16 * std::sqrt(k) * 0x1p-24, .rel = 0x1p-22};
   }
 
+  // Tiles of 16 rows are the least that the emulation computes.
+  static Support emulation_limit(const Shape& s) {
+    const double rows = std::max(double(s.T * s.K), 16.0 * double(std::min(s.E, s.T * s.K)));
+    return cuda_emulation_limit(
+        6 * double(s.d) *
+        (rows * double(s.m) + std::max(double(s.T), 16.0) * double(s.shared_m)));
+  }
+  template <class F>
+  static CudaPrepare<MoeExperts> on_device(F entry) {
+    return [entry](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      const auto map = [&m](spec::FfnPointers& f) {
+        m.map(f.gate, f.up, f.down, f.gate_scale, f.up_scale, f.down_scale);
+      };
+      std::vector<spec::FfnPointers> experts(a.experts, a.experts + a.E);
+      for (auto& e : experts) map(e);
+      map(a.shared);
+      m.map(a.x, a.idx, a.weight, a.y);
+      a.experts = static_cast<const spec::FfnPointers*>(
+          m.upload(experts.data(), int64_t(experts.size() * sizeof(spec::FfnPointers))));
+      void* scratch = m.scratch(kern::moe_experts_cuda_scratch_bytes(a));
+      return [=](kern::CudaStream s) { entry(a, scratch, s); };
+    };
+  }
+
   static std::vector<Case<Shape>> cases();
   static std::vector<Impl<MoeExperts>> impls();
 };
@@ -328,6 +356,17 @@ std::vector<Impl<MoeExperts>> MoeExperts::impls() {
                      .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
                      .resolved_isa = kern::moe_experts_cpu_simd_isa()};
                }});
+  v.push_back(cuda_impl<MoeExperts>(
+      "cuda_mma",
+      [](const Shape& s) {
+        if (s.dtype != spec::DType::bf16 || s.w_dtype == spec::DType::f32)
+          return Support{Support::State::unsupported,
+                         "tensor cores take bf16 rows with bf16 or f8e4m3 weights only"};
+        return emulation_limit(s);
+      },
+      on_device(kern::moe_experts_cuda_mma)));
+  v.push_back(cuda_impl<MoeExperts>("cuda_simt", emulation_limit,
+                                    on_device(kern::moe_experts_cuda_simt)));
   v.push_back({"cpu_onednn",
                [](const Shape& s) {
                  Support ok;

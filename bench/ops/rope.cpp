@@ -25,22 +25,10 @@ struct Rope {
     spec::RopeForm form() const { return spec::rope_form(shape.rope_layout, true); }
     spec::RopeArgs args() {
       const Shape& s = shape;
-      return {s.T,
-              s.n_h,
-              s.d_r,
-              form(),
-              false,
-              s.dtype,
-              s.dtype,
-              x.data(),
-              s.n_h * s.d_r,
-              s.d_r,
-              y.data(),
-              s.n_h * s.d_r,
-              s.d_r,
-              cos.as<float>(),
-              sin.as<float>(),
-              positions.as<int32_t>()};
+      return {s.T,           s.n_h,           s.d_r,           form(),
+              false,         s.dtype,         s.dtype,         x.data(),
+              s.n_h * s.d_r, s.d_r,           y.data(),        s.n_h * s.d_r,
+              s.d_r,         cos.as<float>(), sin.as<float>(), positions.as<int32_t>()};
     }
   };
 

@@ -21,15 +21,9 @@ struct Swiglu {
     std::vector<HostTensor*> tensors() { return {&gate_up, &y}; }
     spec::SwigluArgs args() {
       const char* base = static_cast<const char*>(gate_up.data());
-      return {shape.T,
-              shape.m,
-              shape.dtype,
-              shape.dtype,
-              base,
-              base + shape.m * spec::dtype_bytes(shape.dtype),
-              2 * shape.m,
-              nullptr,
-              y.data(),
+      return {shape.T,     shape.m, shape.dtype,
+              shape.dtype, base,    base + shape.m * spec::dtype_bytes(shape.dtype),
+              2 * shape.m, nullptr, y.data(),
               shape.m};
     }
   };

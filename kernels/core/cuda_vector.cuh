@@ -117,7 +117,8 @@ __device__ __forceinline__ uint64_t block_max(uint64_t v, uint64_t* scratch) {
   if (lane_id() == 0) scratch[warp_id()] = v;
   __syncthreads();
   if (warp_id() == 0) {
-    const uint64_t m = warp_max(lane_id() < static_cast<int>(blockDim.x) / 32 ? scratch[lane_id()] : uint64_t{0});
+    const uint64_t m =
+        warp_max(lane_id() < static_cast<int>(blockDim.x) / 32 ? scratch[lane_id()] : uint64_t{0});
     if (lane_id() == 0) scratch[32] = m;
   }
   __syncthreads();
@@ -135,7 +136,8 @@ __device__ __forceinline__ double block_sum(double v, double* scratch) {
   if (lane_id() == 0) scratch[warp_id()] = v;
   __syncthreads();
   if (warp_id() == 0) {
-    const double s = warp_sum(lane_id() < static_cast<int>(blockDim.x) / 32 ? scratch[lane_id()] : 0.0);
+    const double s =
+        warp_sum(lane_id() < static_cast<int>(blockDim.x) / 32 ? scratch[lane_id()] : 0.0);
     if (lane_id() == 0) scratch[32] = s;
   }
   __syncthreads();

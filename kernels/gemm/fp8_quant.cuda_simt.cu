@@ -21,9 +21,8 @@ __global__ void __launch_bounds__(kThreads)
                 wide_out);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    weight_kernel(spec::Fp8QuantArgs a, bool wide_in, bool wide_out) {
+template <class T, bool kWide>
+__global__ void __launch_bounds__(kThreads) weight_kernel(spec::Fp8QuantArgs a) {
   V3B_DYNAMIC_SHARED(shared);
   constexpr int kRows = 128 / (kThreads / 16);  // of a thread
   const int64_t row0 = static_cast<int64_t>(blockIdx.y) * 128 + threadIdx.x / 16;
@@ -33,19 +32,23 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = row0 + i * (kThreads / 16);
-    load8(static_cast<const T*>(a.x) + row * a.cols + col, wide_in,
-          row < a.rows ? a.cols - col : 0, v[i]);
+    const int64_t n = row < a.rows ? a.cols - col : 0;
+    if (kWide && n <= 0) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[i][k] = 0;
+    } else {
+      load8(static_cast<const T*>(a.x) + row * a.cols + col, kWide, kWide ? 8 : n, v[i]);
+    }
     m = fmaxf(m, amax8(v[i]));
   }
   const float s = weight_scale(block_max(m, reinterpret_cast<float*>(shared)));
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = row0 + i * (kThreads / 16);
-    if (row < a.rows)
-      store_codes8(a.codes + row * a.cols + col, wide_out, a.cols - col, v[i], s);
+    if (row < a.rows && col < a.cols)
+      store_codes8(a.codes + row * a.cols + col, kWide, kWide ? 8 : a.cols - col, v[i], s);
   }
-  if (threadIdx.x == 0)
-    a.scales[static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] = s;
+  if (threadIdx.x == 0) a.scales[static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] = s;
 }
 
 template <class T>
@@ -55,7 +58,8 @@ void run(const spec::Fp8QuantArgs& a, CudaStream stream) {
   if (a.weight) {
     const dim3 grid(static_cast<unsigned>(spec::fp8_blocks(a.cols)),
                     static_cast<unsigned>(spec::fp8_blocks(a.rows)));
-    launch(weight_kernel<T>, {grid, kThreads, 34 * 4, stream}, a, wide_in, wide_out);
+    launch(wide_in && wide_out ? weight_kernel<T, true> : weight_kernel<T, false>,
+           {grid, kThreads, 34 * 4, stream}, a);
   } else {
     const dim3 grid(static_cast<unsigned>(a.rows),
                     static_cast<unsigned>((a.cols + 8 * kThreads - 1) / (8 * kThreads)));

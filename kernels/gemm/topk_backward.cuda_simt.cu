@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads) exact_kernel(spec::TopkBackwardArgs 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) copy_kernel(const float* from, float* to, int64_t n,
-                                                        bool wide) {
+__global__ void __launch_bounds__(kThreads)
+    copy_kernel(const float* from, float* to, int64_t n, bool wide) {
   const int64_t at = 8 * (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
   if (at >= n) return;
   float v[8];
@@ -55,16 +55,15 @@ void topk_backward_cuda_simt(const spec::TopkBackwardArgs& a, CudaStream stream)
   const int64_t n = a.T * a.E;
   if (n == 0) return;
   if (a.ste) {
-    launch(copy_kernel,
-           {dim3(static_cast<unsigned>((n + 8 * kThreads - 1) / (8 * kThreads))), kThreads, 0,
-            stream},
-           a.dy, a.ds, n, aligned16(a.dy, a.ds));
+    launch(
+        copy_kernel,
+        {dim3(static_cast<unsigned>((n + 8 * kThreads - 1) / (8 * kThreads))), kThreads, 0, stream},
+        a.dy, a.ds, n, aligned16(a.dy, a.ds));
     return;
   }
   const int64_t rows = kThreads / 32;
-  launch(exact_kernel,
-         {dim3(static_cast<unsigned>((a.T + rows - 1) / rows)), kThreads, 0, stream}, a,
-         a.E % 4 == 0 && aligned16(a.ds));
+  launch(exact_kernel, {dim3(static_cast<unsigned>((a.T + rows - 1) / rows)), kThreads, 0, stream},
+         a, a.E % 4 == 0 && aligned16(a.ds));
 }
 
 }  // namespace v3b::kern

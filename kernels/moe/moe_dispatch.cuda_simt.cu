@@ -12,8 +12,8 @@ namespace {
 
 using namespace dev;
 
-constexpr int kTile = 256;     // slots of a block
-constexpr int kSmall = 1024;   // slots of the one-block form
+constexpr int kTile = 256;    // slots of a block
+constexpr int kSmall = 1024;  // slots of the one-block form
 constexpr int kPlanThreads = 256;
 constexpr int kScanThreads = 1024;
 
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kPlanThreads)
 
 // Token blockIdx.x, units of the row blockIdx.y * 4 * 256 ...
 template <class Unit>
-__global__ void __launch_bounds__(kPlanThreads) gather_kernel(spec::MoeDispatchArgs a,
-                                                              int64_t units) {
+__global__ void __launch_bounds__(kPlanThreads)
+    gather_kernel(spec::MoeDispatchArgs a, int64_t units) {
   constexpr int kEach = 4;
   const int64_t t = blockIdx.x;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kPlanThreads * kEach + threadIdx.x;

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads)
     key[j] = 0;
     if (e >= E) continue;
     const bool stays = !grouped || s.group[c.G + e / size] != 0.0f;
-    const uint32_t order = stays ? order_key(v[j])
+    const uint32_t order = stays                                     ? order_key(v[j])
                            : c.router_mask == spec::RouterMask::zero ? order_key(0.0f)
                                                                      : 0u;
     key[j] = pick_key(order, e);
@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < K; ++k) sum += __shfl_sync(kFullMask, score, k);
   if (lane_id() >= K) return;
   const bool normalise = c.norm_topk_prob && K > 1;
-  const float scale =
-      c.scale_only_if_unnormalised && normalise ? 1.0f : static_cast<float>(c.c_r);
+  const float scale = c.scale_only_if_unnormalised && normalise ? 1.0f : static_cast<float>(c.c_r);
   a.idx[t * K + lane_id()] = chosen;
   a.weight[t * K + lane_id()] = (normalise ? score / sum : score) * scale;
 }

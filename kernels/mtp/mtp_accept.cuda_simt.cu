@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     sampled_kernel(spec::MtpAcceptArgs a, bool wide, const Sums* sums, int segments) {
   V3B_DYNAMIC_SHARED(shared);
-  double* prefix = reinterpret_cast<double*>(shared);         // [8] of warps, then the mark and what lies before
-  int* found = reinterpret_cast<int*>(shared + 16 * 8);       // [3 * 8] of warps, then use_p, segment
+  double* prefix =
+      reinterpret_cast<double*>(shared);  // [8] of warps, then the mark and what lies before
+  int* found = reinterpret_cast<int*>(shared + 16 * 8);  // [3 * 8] of warps, then use_p, segment
   constexpr int kWarps = kThreads / 32;
   const int64_t b = blockIdx.x;
   const Source s = source_of(a, b);
@@ -100,8 +101,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const double mark = prefix[kWarps], before = prefix[kWarps + 1];
   const bool use_p = found[3 * kWarps] != 0;
-  const int64_t at =
-      found[3 * kWarps + 1] * kSegment + kEach * static_cast<int64_t>(threadIdx.x);
+  const int64_t at = found[3 * kWarps + 1] * kSegment + kEach * static_cast<int64_t>(threadIdx.x);
   float p[kEach], q[kEach];
   weights_of(s, at, a.V, wide, p, q);
   double local = 0;
@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned some = __ballot_sync(kFullMask, local > 0);
   if (lane_id() == 0) {
     found[warp_id()] = crosses != 0 ? 32 * warp_id() + __ffs(static_cast<int>(crosses)) - 1 : -1;
-    found[kWarps + warp_id()] = some != 0 ? 32 * warp_id() + 31 - __clz(static_cast<int>(some)) : -1;
+    found[kWarps + warp_id()] =
+        some != 0 ? 32 * warp_id() + 31 - __clz(static_cast<int>(some)) : -1;
   }
   __syncthreads();
   int winner = -1;
@@ -189,9 +190,7 @@ __global__ void __launch_bounds__(32)
   }
   if (lane_id() == 0) a.accepted[b] = static_cast<int32_t>(k);
   for (int64_t j = lane_id(); j <= a.gamma; j += 32)
-    a.tokens[b * (a.gamma + 1) + j] = j < k    ? a.draft[b * a.gamma + j]
-                                      : j == k ? next
-                                               : -1;
+    a.tokens[b * (a.gamma + 1) + j] = j < k ? a.draft[b * a.gamma + j] : j == k ? next : -1;
 }
 
 int64_t segments_of(const spec::MtpAcceptArgs& a) { return (a.V + kSegment - 1) / kSegment; }

@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads) sampling_kernel(SamplingArgs a, floa
   const float scale = static_cast<float>(cut.scale);
   const Mass each = sampling_mass(__uint_as_float(cut.threshold));
   const int64_t equal =
-      each == 0 ? 0 : static_cast<int64_t>(s.mass[top_p_digit(kTopPRounds - 1, cut.threshold)] / each);
+      each == 0 ? 0
+                : static_cast<int64_t>(s.mass[top_p_digit(kTopPRounds - 1, cut.threshold)] / each);
   if (equal <= cut.ties) {  // nearly always: one weight equals the threshold
     for (int64_t i = first; i < a.V; i += kThreads)
       p[i] = __float_as_uint(p[i]) >= cut.threshold ? p[i] * scale : 0.0f;

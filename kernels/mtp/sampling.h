@@ -28,9 +28,9 @@ V3B_HD double residual_weight(float p, const float* q, int64_t i, int64_t one_ho
 }
 
 // Top-p by counts instead of sorting: masses are integers, so that sums do not depend on their order.
-inline constexpr double kSamplingUnit = 0x1p43;            // of a mass; weights are at most 1
-inline constexpr int64_t kSamplingMaxVocab = int64_t{1} << 20;  // sums stay below 2^63
-V3B_HD uint64_t sampling_mass(float weight) {  // of a weight in [0, 1]
+inline constexpr double kSamplingUnit = 0x1p43;                 // of a mass; weights are at most 1
+inline constexpr int64_t kSamplingMaxVocab = int64_t{1} << 20;  // sums are at most 2^63
+V3B_HD uint64_t sampling_mass(float weight) {                   // of a weight in [0, 1]
   return static_cast<uint64_t>(static_cast<double>(weight) * kSamplingUnit);
 }
 // The mass that the kept set must reach.

@@ -99,11 +99,13 @@ __global__ void __launch_bounds__(kThreads) rope_plain_kernel(spec::RopeArgs r, 
 
 void rope_cuda_simt(const spec::RopeArgs& a, CudaStream stream) {
   if (a.d_r % 2 != 0 || a.d_r > kMaxDr)
-    throw Error(ExitCode::usage, "rotated size out of range", "rope.cuda_simt",
-                "even, at most 512", std::to_string(a.d_r));
+    throw Error(ExitCode::usage, "rotated size out of range", "rope.cuda_simt", "even, at most 512",
+                std::to_string(a.d_r));
   const int64_t slices = a.T * a.n_h;
   if (slices == 0 || a.d_r == 0) return;
-  const auto strides_fit = [](int64_t token, int64_t head) { return token % 8 == 0 && head % 8 == 0; };
+  const auto strides_fit = [](int64_t token, int64_t head) {
+    return token % 8 == 0 && head % 8 == 0;
+  };
   int log_lanes = -1;
   for (int l = 0; l <= 5; ++l)
     if (a.d_r == int64_t{16} << l) log_lanes = l;

@@ -49,8 +49,9 @@ LaunchConfig config(const spec::SwigluArgs& a, CudaStream stream) {
 
 void swiglu_cuda_simt(const spec::SwigluArgs& a, CudaStream stream) {
   if (a.T == 0 || a.m == 0) return;
-  launch(swiglu_kernel<false>, config(a, stream), a, a.in_stride % 8 == 0 && aligned16(a.gate, a.up),
-         a.y_stride % 8 == 0 && aligned16(a.y), nullptr, nullptr, false);
+  launch(swiglu_kernel<false>, config(a, stream), a,
+         a.in_stride % 8 == 0 && aligned16(a.gate, a.up), a.y_stride % 8 == 0 && aligned16(a.y),
+         nullptr, nullptr, false);
 }
 
 void swiglu_quant_cuda_simt(const spec::SwigluArgs& a, const QuantOut& q, CudaStream stream) {
