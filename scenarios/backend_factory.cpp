@@ -1,13 +1,14 @@
 #include "scenarios/backend_factory.h"
 
 #include "kernels/forward/cpu_backend.h"
+#include "kernels/forward/cuda_backend.h"
 #include "model/error.h"
 #include "reference/forward.h"
 
 namespace v3b::scen {
 
 std::vector<std::string> backend_names() {
-  return {"reference_f64", "reference_f32", "cpu_bf16", "cpu_f32"};
+  return {"reference_f64", "reference_f32", "cpu_bf16", "cpu_f32", "cuda_bf16", "cuda_f32"};
 }
 
 std::unique_ptr<model::Backend> make_backend(const std::string& name, model::WeightsPtr weights,
@@ -20,6 +21,10 @@ std::unique_ptr<model::Backend> make_backend(const std::string& name, model::Wei
     return kern::make_cpu_backend(std::move(weights), spec::DType::bf16, options);
   if (name == "cpu_f32")
     return kern::make_cpu_backend(std::move(weights), spec::DType::f32, options);
+  if (name == "cuda_bf16")
+    return kern::make_cuda_backend(std::move(weights), spec::DType::bf16, options);
+  if (name == "cuda_f32")
+    return kern::make_cuda_backend(std::move(weights), spec::DType::f32, options);
   std::string names;
   for (const auto& n : backend_names()) names += (names.empty() ? "" : ", ") + n;
   throw Error(ExitCode::usage, "unknown backend", "--backend", names, name);
@@ -33,7 +38,7 @@ std::string backend_name(const std::string& backend, const std::string& dtype) {
   for (const auto& n : backend_names())
     if (name == n) return n;
   throw Error(ExitCode::usage, "no such backend and dtype", "--backend, --dtype",
-              "reference with f64 or f32, cpu with bf16 or f32", backend + " with " + d);
+              "reference with f64 or f32, cpu or cuda with bf16 or f32", backend + " with " + d);
 }
 
 }  // namespace v3b::scen

@@ -5,8 +5,10 @@
 #include <cstring>
 #include <map>
 
+#include "bench/harness/cuda_mirror.h"
 #include "kernels/attention/attention.h"
 #include "kernels/forward/cpu_backend.h"
+#include "kernels/forward/cuda_backend.h"
 #include "model/params.h"
 #include "model/rng.h"
 #include "reference/forward.h"
@@ -122,6 +124,7 @@ std::unique_ptr<model::Backend> backend_of(const ForwardData& d, const std::stri
   o.flags.kv_format = d.shape.kv_format;
   if (name == "reference_f64") return ref::make_reference_backend<double>(d.weights, o);
   if (name == "reference_f32") return ref::make_reference_backend<float>(d.weights, o);
+  if (name == "cuda") return kern::make_cuda_backend(d.weights, d.shape.dtype, o);
   return kern::make_cpu_backend(d.weights, d.shape.dtype, o);
 }
 
@@ -346,14 +349,22 @@ Runner forward_runner(ForwardData& d, const std::string& backend) {
                   d.routes.as<int32_t>() + (int64_t(l) * B * T + b * T) * K);
     }
   };
-  return {
-      .run = run,
-      .resolved_isa = backend == "cpu" ? kern::attention_cpu_simd_isa(d.shape.dtype) : "baseline"};
+  return {.run = run,
+          .resolved_isa = backend == "cpu"    ? kern::attention_cpu_simd_isa(d.shape.dtype)
+                          : backend == "cuda" ? cuda_isa()
+                                              : "baseline"};
 }
 
 Support forward_support(const spec::ForwardShape& s, const std::string& backend) {
   if (s.dtype != spec::DType::bf16 && s.dtype != spec::DType::f32)
     return {Support::State::unsupported, "computes in bf16 or f32"};
+  if (backend == "cuda") {
+    // FLOP of all passes of a check, prefill of the cached rows included; the emulation has about 1 GFLOP/s.
+    const Support here = cuda_support();
+    if (here.state != Support::State::yes) return here;
+    return cuda_emulation_limit(2 * double(s.B) * double(s.s0 + s.T) * double(s.L) * double(s.d) *
+                                double(4 * s.d + 3 * (s.K + s.N_s) * s.m));
+  }
   if (backend == "reference_f32" && s.B * s.T * s.d * s.L > int64_t{1} << 22)
     return {Support::State::unsupported, "the plain form would take minutes"};
   return {};

@@ -66,6 +66,9 @@ struct ForwardOp {
     std::vector<Impl<ForwardOp>> v;
     v.push_back({"cpu_backend", [](const Shape& s) { return forward_support(s, "cpu"); },
                  [](Data& d) { return forward_runner(d, "cpu"); }});
+    // Timed from call to result on the host: ids up, logits, hidden states and routes down.
+    v.push_back({"cuda_backend", [](const Shape& s) { return forward_support(s, "cuda"); },
+                 [](Data& d) { return forward_runner(d, "cuda"); }});
     v.push_back({"cpu_eigen", [](const Shape& s) { return forward_support(s, "reference_f32"); },
                  [](Data& d) { return forward_runner(d, "reference_f32"); }, true});
     return v;

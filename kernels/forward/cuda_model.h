@@ -60,4 +60,7 @@ class CudaModel {
   DeviceBuffer cos_, sin_, mtp_embed_, mtp_in_;
 };
 
+// Of a backend made by make_cuda_backend.
+CudaModel& cuda_model_of(model::Backend& backend);
+
 }  // namespace v3b::kern

@@ -8,6 +8,7 @@
 #include "kernels/forward/forward_glue_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
 #include "kernels/moe/moe_cuda.h"
+#include "kernels/moe/moe_experts_cuda.h"
 #include "kernels/norm_rope/norm_rope_cuda.h"
 #include "reference/spec/swiglu.h"
 
@@ -17,21 +18,6 @@ namespace {
 constexpr double kLatentNormEps = 1e-6;  // q_a and kv_a norms ignore rms_norm_eps (SPEC 1.2)
 constexpr int64_t kRows =
     4096;  // rows that go through the linear layers together: bounds the scratch
-
-struct Dims {
-  int64_t d, n_h, d_n, d_r, d_v, d_c, d_q, d_qk, a_cols, e;
-  explicit Dims(const CudaLayerContext& ctx)
-      : d(ctx.c.hidden_size),
-        n_h(ctx.c.num_attention_heads),
-        d_n(ctx.c.qk_nope_head_dim),
-        d_r(ctx.c.qk_rope_head_dim),
-        d_v(ctx.c.v_head_dim),
-        d_c(ctx.c.kv_lora_rank),
-        d_q(ctx.c.q_lora_rank),
-        d_qk(d_n + d_r),
-        a_cols((d_q > 0 ? d_q : n_h * d_qk) + d_c + d_r),
-        e(spec::dtype_bytes(ctx.dtype)) {}
-};
 
 uint8_t* bytes(void* p) { return static_cast<uint8_t*>(p); }
 const uint8_t* bytes(const void* p) { return static_cast<const uint8_t*>(p); }
@@ -44,8 +30,8 @@ void norm(const CudaLayerContext& ctx, int64_t T, int64_t d, double eps, const v
                           stream);
 }
 
-void project(const CudaLayerContext& ctx, const Dims& m, const DeviceLayer& p, const DevicePlan& dp,
-             int64_t r0, int64_t n, DeviceWorkspace& ws, CudaStream stream) {
+void project(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
+             const DevicePlan& dp, int64_t r0, int64_t n, DeviceWorkspace& ws, CudaStream stream) {
   ws.x.reserve(n * m.d * m.e);
   ws.a.reserve(n * m.a_cols * 4);
   const float* a = ws.a.as<float>();
@@ -78,8 +64,8 @@ void project(const CudaLayerContext& ctx, const Dims& m, const DeviceLayer& p, c
                  stream);
 }
 
-void write_cache(const CudaLayerContext& ctx, const Dims& m, const DevicePlan& dp, uint8_t* arena,
-                 DeviceWorkspace& ws, CudaStream stream) {
+void write_cache(const CudaLayerContext& ctx, const CudaDims& m, const DevicePlan& dp,
+                 uint8_t* arena, DeviceWorkspace& ws, CudaStream stream) {
   spec::MlaCacheWriteArgs a{};
   a.T = dp.rows, a.d_c = m.d_c, a.d_r = m.d_r;
   a.dtype = ctx.dtype;
@@ -90,83 +76,6 @@ void write_cache(const CudaLayerContext& ctx, const Dims& m, const DevicePlan& d
   a.slots = dp.slots;
   a.cache = arena;
   mla_cache_write_cuda_simt(a, stream);
-}
-
-void expanded(const CudaLayerContext& ctx, const Dims& m, const DeviceLayer& p,
-              const PassItem& item, const int32_t* table, int64_t page, uint8_t* arena,
-              DeviceWorkspace& ws, CudaStream stream) {
-  const int64_t s = item.s0 + item.T, row = m.d_c + m.d_r, cols = m.n_h * (m.d_n + m.d_v);
-  const uint8_t* rows = bytes(ws.lat.data()) + item.first * row * m.e;
-  if (item.s0 > 0 || ctx.flags.kv_format != spec::KvFormat::bf16) {
-    spec::MlaCacheGatherArgs g{};
-    g.s = s, g.d_c = m.d_c, g.d_r = m.d_r, g.page = page;
-    g.dtype = ctx.dtype;
-    g.kv_format = ctx.flags.kv_format;
-    g.block_table = table;
-    g.cache = arena;
-    g.out = ws.kv_rows.reserve(s * row * m.e);
-    mla_cache_gather_cuda_simt(g, stream);
-    rows = bytes(ws.kv_rows.data());
-  }
-  ws.kvb.reserve(s * cols * m.e);
-  linear_cuda(ctx.dtype, p.kv_b, s, rows, row, ws.kvb.data(), cols, ctx.dtype, stream);
-  spec::MlaPrefillArgs a{};
-  a.T = item.T, a.s0 = item.s0, a.n_h = m.n_h, a.d_n = m.d_n, a.d_r = m.d_r, a.d_v = m.d_v;
-  a.scale = ctx.softmax_scale;
-  a.dtype = ctx.dtype;
-  a.q = bytes(ws.q.data()) + item.first * m.n_h * m.d_qk * m.e, a.q_stride = m.n_h * m.d_qk;
-  a.kv = ws.kvb.data(), a.kv_stride = cols;
-  a.k_pe = rows + m.d_c * m.e, a.k_pe_stride = row;
-  a.o = bytes(ws.attn.data()) + item.first * m.n_h * m.d_v * m.e, a.o_stride = m.n_h * m.d_v;
-  if (ctx.dtype == spec::DType::bf16 && m.d_qk <= 256 && m.d_v <= 256)
-    mla_prefill_cuda_mma(a, stream);
-  else
-    mla_prefill_cuda_simt(a, stream);
-}
-
-void absorbed(const CudaLayerContext& ctx, const Dims& m, const DeviceLayer& p,
-              const AttentionUnit& u, const DevicePlan& dp, uint8_t* arena, DeviceWorkspace& ws,
-              CudaStream stream) {
-  const int64_t n = u.B * u.s_q, row = m.d_c + m.d_r, e = m.e;
-  uint8_t* q_abs = bytes(ws.q_abs.reserve(n * m.n_h * row * e));
-  ws.o_lat.reserve(n * m.n_h * m.d_c * e);
-  const uint8_t* q = bytes(ws.q.data()) + u.first * m.n_h * m.d_qk * e;
-  GemmArgs g;
-  g.M = n, g.N = m.d_c, g.K = m.d_n;
-  g.a = q, g.lda = m.n_h * m.d_qk;
-  g.b = p.uk_t.data, g.ldb = m.d_n;
-  g.c = q_abs, g.ldc = m.n_h * row;
-  g.ab_type = g.c_type = ctx.dtype;
-  gemm_batched_cuda_mma(g, m.n_h, m.d_qk, m.d_c * m.d_n, row, stream);
-  copy_rows_cuda_simt(n * m.n_h, m.d_r, q + m.d_n * e, ctx.dtype, m.d_qk, q_abs + m.d_c * e,
-                      ctx.dtype, row, stream);
-
-  spec::MlaDecodeArgs a{};
-  a.B = u.B, a.s_q = u.s_q, a.n_h = m.n_h, a.d_c = m.d_c, a.d_r = m.d_r;
-  a.page = dp.page, a.max_blocks = u.max_blocks;
-  a.scale = ctx.softmax_scale;
-  a.dtype = ctx.dtype;
-  a.kv_format = ctx.flags.kv_format;
-  a.empty_lse = ctx.flags.empty_lse;
-  a.q = q_abs;
-  a.cache = arena;
-  a.block_table = dp.tables + u.table;
-  a.cache_seqlens = dp.seqlens + u.lens;
-  a.out = ws.o_lat.data();
-  void* scratch = ws.attention.reserve(mla_decode_cuda_scratch_bytes(a));
-  if (ctx.dtype == spec::DType::bf16 && mla_decode_cuda_mma_takes(m.d_c, m.d_r))
-    mla_decode_cuda_mma(a, scratch, stream);
-  else
-    mla_decode_cuda_simt(a, scratch, stream);
-
-  const int64_t both = m.d_n + m.d_v;
-  GemmArgs w;
-  w.M = n, w.N = m.d_v, w.K = m.d_c;
-  w.a = ws.o_lat.data(), w.lda = m.n_h * m.d_c;
-  w.b = bytes(p.kv_b.data) + m.d_n * m.d_c * e, w.ldb = m.d_c;
-  w.c = bytes(ws.attn.data()) + u.first * m.n_h * m.d_v * e, w.ldc = m.n_h * m.d_v;
-  w.ab_type = w.c_type = ctx.dtype;
-  gemm_batched_cuda_mma(w, m.n_h, m.d_c, both * m.d_c, m.d_v, stream);
 }
 
 void dense(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t n, float* h,
@@ -219,7 +128,11 @@ void experts(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t r0, int6
   a.experts = p.experts;
   a.shared = p.shared;
   a.y = ws.y.reserve(n * d * spec::dtype_bytes(ctx.dtype));
-  moe_experts_cuda_mma(a, ws.experts.reserve(moe_experts_cuda_scratch_bytes(a)), stream);
+  void* scratch = ws.experts.reserve(moe_experts_cuda_scratch_bytes(a));
+  if (ctx.dtype == spec::DType::bf16)
+    moe_experts_cuda_mma(a, scratch, stream);
+  else
+    moe_experts_cuda_simt(a, scratch, stream);
   add_rows_cuda_simt(n * d, h, ws.y.data(), ctx.dtype, stream);
 }
 
@@ -240,7 +153,7 @@ void linear_cuda(spec::DType dtype, const DeviceLinear& w, int64_t M, const void
 void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8_t* arena,
                         const Plan& plan, const DevicePlan& dp, DeviceWorkspace& ws,
                         CudaStream stream) {
-  const Dims m(ctx);
+  const CudaDims m(ctx);
   ws.q.reserve(dp.rows * m.n_h * m.d_qk * m.e);
   ws.lat.reserve(dp.rows * (m.d_c + m.d_r) * m.e);
   ws.attn.reserve(dp.rows * m.n_h * m.d_v * m.e);
@@ -249,9 +162,10 @@ void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8
   write_cache(ctx, m, dp, arena, ws, stream);
   for (const AttentionUnit& u : plan.units) {
     if (u.expanded)
-      expanded(ctx, m, p, plan.items[u.item], dp.item_tables[u.item], dp.page, arena, ws, stream);
+      attention_expanded_cuda(ctx, m, p, plan.items[u.item], dp.item_tables[u.item], dp.page, arena,
+                              ws, stream);
     else
-      absorbed(ctx, m, p, u, dp, arena, ws, stream);
+      attention_absorbed_cuda(ctx, m, p, u, dp, arena, ws, stream);
   }
   for (int64_t r0 = 0; r0 < dp.rows; r0 += kRows) {
     const int64_t n = std::min(kRows, dp.rows - r0), cols = m.n_h * m.d_v;

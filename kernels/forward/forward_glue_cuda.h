@@ -41,12 +41,12 @@ struct DecodeState {
   int32_t* mtp_positions = nullptr;     // [B, s_q]
   int32_t* mtp_slots = nullptr;         // [B, s_q]
   int32_t* mtp_seqlens = nullptr;       // [B]
-  int32_t* accepted = nullptr;          // [B] drafts accepted by this step; -1: the sequence is done
-  int32_t* argmax = nullptr;            // [B, s_q] of the main logits
-  int32_t* mtp_argmax = nullptr;        // [B, s_q] of the MTP logits
-  int32_t* tokens = nullptr;            // [B, max_tokens] emitted
-  int32_t* emitted = nullptr;           // [B]
-  int32_t* stats = nullptr;             // [3]: steps x B, drafts, accepted
+  int32_t* accepted = nullptr;    // [B] drafts accepted by this step; -1: the sequence is done
+  int32_t* argmax = nullptr;      // [B, s_q] of the main logits
+  int32_t* mtp_argmax = nullptr;  // [B, s_q] of the MTP logits
+  int32_t* tokens = nullptr;      // [B, max_tokens] emitted
+  int32_t* emitted = nullptr;     // [B]
+  int32_t* stats = nullptr;       // [3]: steps x B, drafts, accepted
 };
 // positions, slots and seqlens of the main pass from length.
 void decode_begin_cuda_simt(const DecodeState& s, CudaStream stream);
