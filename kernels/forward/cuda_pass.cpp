@@ -20,7 +20,6 @@ constexpr int64_t kRows =
     4096;  // rows that go through the linear layers together: bounds the scratch
 
 uint8_t* bytes(void* p) { return static_cast<uint8_t*>(p); }
-const uint8_t* bytes(const void* p) { return static_cast<const uint8_t*>(p); }
 
 void norm(const CudaLayerContext& ctx, int64_t T, int64_t d, double eps, const void* x,
           int64_t x_stride, const float* w, void* y, int64_t y_stride, spec::DType y_type,
