@@ -71,8 +71,8 @@ inline Support attention_support(spec::DType dtype, std::initializer_list<int64_
   return {};
 }
 
-// In the emulation (about 0.3 GFLOP/s) the large cases would take minutes each.
-constexpr double kEmulatedFlop = 3e9;
+// In the emulation (about 0.3 GFLOP/s with tensor cores, an eighth of it without) the large cases would take minutes.
+constexpr double kEmulatedFlop = 2.5e9;
 inline Support cuda_work(double flop, Support otherwise) {
   if (kern::cuda_device().mode == kern::CudaMode::emulated && flop > kEmulatedFlop)
     return {Support::State::unsupported, "too large for the emulation"};

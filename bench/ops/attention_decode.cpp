@@ -175,7 +175,7 @@ struct AttentionDecode {
   }
   static Support simt_supported(const Shape& s) {
     if (s.d_v > 1024) return {Support::State::unsupported, "d_v at most 1024"};
-    return cuda_work(cost(s).flop, supported(s));
+    return cuda_work(8 * cost(s).flop, supported(s));
   }
   using Launch = void (*)(const spec::AttentionDecodeArgs&, void*, kern::CudaStream);
   using Scratch = int64_t (*)(const spec::AttentionDecodeArgs&);

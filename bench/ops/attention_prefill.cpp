@@ -144,7 +144,7 @@ struct AttentionPrefill {
   }
   static Support simt_supported(const Shape& s) {
     if (s.d_v > 1024) return {Support::State::unsupported, "d_v at most 1024"};
-    return cuda_work(cost(s).flop, supported(s));
+    return cuda_work(8 * cost(s).flop, supported(s));
   }
   static CudaPrepare<AttentionPrefill> on_device(void (*launch)(const spec::AttentionArgs&,
                                                                 kern::CudaStream)) {

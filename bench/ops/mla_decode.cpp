@@ -263,7 +263,7 @@ struct MlaDecode {
   }
   static Support simt_supported(const Shape& s) {
     if (s.d_c > 1024) return {Support::State::unsupported, "d_c at most 1024"};
-    return cuda_work(cost(s).flop, supported(s));
+    return cuda_work(8 * cost(s).flop, supported(s));
   }
   using Launch = void (*)(const spec::MlaDecodeArgs&, void*, kern::CudaStream);
   using Scratch = int64_t (*)(const spec::MlaDecodeArgs&);
@@ -283,7 +283,11 @@ struct MlaDecode {
                  }});
     v.push_back(cuda_impl<MlaDecode>(
         "cuda_mma", mma_supported,
-        on_device(kern::mla_decode_cuda_mma, kern::mla_decode_cuda_mma_scratch_bytes)));
+        on_device([](const spec::MlaDecodeArgs& a, void* scratch,
+                     kern::CudaStream stream) { kern::mla_decode_cuda_mma(a, scratch, stream); },
+                  [](const spec::MlaDecodeArgs& a) {
+                    return kern::mla_decode_cuda_mma_scratch_bytes(a);
+                  })));
     v.push_back(cuda_impl<MlaDecode>(
         "cuda_simt", simt_supported,
         on_device(kern::mla_decode_cuda_simt, kern::mla_decode_cuda_simt_scratch_bytes)));

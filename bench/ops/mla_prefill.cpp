@@ -174,7 +174,7 @@ struct MlaPrefill {
   }
   static Support simt_supported(const Shape& s) {
     if (s.d_v > 1024) return {Support::State::unsupported, "d_v at most 1024"};
-    return cuda_work(cost(s).flop, supported(s));
+    return cuda_work(8 * cost(s).flop, supported(s));
   }
   using CudaCore = void (*)(const spec::MlaPrefillArgs&, kern::CudaStream);
   static CudaPrepare<MlaPrefill> on_device(CudaCore core) {

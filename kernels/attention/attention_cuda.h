@@ -36,9 +36,11 @@ void attention_decode_cuda_simt(const spec::AttentionDecodeArgs& a, void* scratc
 // Absorbed MLA on the paged latent cache, all three cache formats. FLOP 2 n_h s_q (2 d_c + d_r) s, bytes one cache row a
 // key: bound by bytes at 16 heads (30 FLOP a byte in bf16), by arithmetic at 128.
 bool mla_decode_cuda_mma_takes(int64_t d_c, int64_t d_r);  // d_c <= 512, d_r <= 64
-int64_t mla_decode_cuda_mma_scratch_bytes(const spec::MlaDecodeArgs& a);
+// shared_bytes: what a block may have, 0: as the device says. It chooses the tile (64 keys from 226 KiB on, else 32).
+int64_t mla_decode_cuda_mma_scratch_bytes(const spec::MlaDecodeArgs& a, int64_t shared_bytes = 0);
 int64_t mla_decode_cuda_simt_scratch_bytes(const spec::MlaDecodeArgs& a);
-void mla_decode_cuda_mma(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream);
+void mla_decode_cuda_mma(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream,
+                         int64_t shared_bytes = 0);
 void mla_decode_cuda_simt(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream);
 
 // Bytes only. The cache gets the bits that reference/kv_cache writes. One warp a row.

@@ -399,13 +399,14 @@ struct Plan {
   int mr, nk, parts;
   int64_t row_tiles;
 };
-Plan plan(const spec::MlaDecodeArgs& a) {
+Plan plan(const spec::MlaDecodeArgs& a, int64_t shared_bytes) {
   const int64_t rows = a.s_q * a.n_h;
+  if (shared_bytes == 0) shared_bytes = cuda_device().shared_bytes;
   Plan p{};
   p.mr = rows <= 32 ? 16 : 64;
-  p.nk = p.mr == 64 && cuda_device().shared_bytes >= Tile<64, 64>::kShared ? 64 : 32;
+  p.nk = p.mr == 64 && shared_bytes >= Tile<64, 64>::kShared ? 64 : 32;
   p.row_tiles = (rows + p.mr - 1) / p.mr;
-  const int an_sm = p.mr == 16 && cuda_device().shared_bytes >= 2 * Tile<16, 32>::kShared ? 2 : 1;
+  const int an_sm = p.mr == 16 && shared_bytes >= 2 * Tile<16, 32>::kShared ? 2 : 1;
   p.parts = split_parts(p.row_tiles, an_sm, a.B * ((a.max_blocks * a.page + p.nk - 1) / p.nk));
   return p;
 }
@@ -425,13 +426,14 @@ void run(const Params& p, const Plan& plan, CudaStream stream) {
 
 bool mla_decode_cuda_mma_takes(int64_t d_c, int64_t d_r) { return d_c <= kDC && d_r <= kDR; }
 
-int64_t mla_decode_cuda_mma_scratch_bytes(const spec::MlaDecodeArgs& a) {
-  return scratch_of(a, plan(a).parts).bytes();
+int64_t mla_decode_cuda_mma_scratch_bytes(const spec::MlaDecodeArgs& a, int64_t shared_bytes) {
+  return scratch_of(a, plan(a, shared_bytes).parts).bytes();
 }
 
-void mla_decode_cuda_mma(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream) {
+void mla_decode_cuda_mma(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream,
+                         int64_t shared_bytes) {
   if (a.B == 0 || a.s_q * a.n_h == 0) return;
-  const Plan pl = plan(a);
+  const Plan pl = plan(a, shared_bytes);
   const SplitScratch s = scratch_of(a, pl.parts);
   Params p{};
   p.a = a;
