@@ -4,7 +4,8 @@
 #   ./run_on_target.sh [--minutes N] [--out DIR] [--checks-only]
 # Leaves in DIR (default v3bench-results beside the current folder): bench.csv, the scenarios' CSVs, machine.json,
 # info.txt, log.txt, sanitizer.csv, hardware_runs.csv (lines for kernels/hardware_runs.csv).
-# Exit code: that of the checks: 0 all passed, 1 something failed or faulted, 4 nothing could run here.
+# Exit code: 0 all checks passed, 1 something failed or faulted, 4 nothing could run here (rows say why), 124 the time was
+# over before the quick checks were done.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 minutes=30; out=v3bench-results; checks_only=0
@@ -13,7 +14,7 @@ while [ $# -gt 0 ]; do
     --minutes) minutes=${2:?--minutes N}; shift 2 ;;
     --out) out=${2:?--out DIR}; shift 2 ;;
     --checks-only) checks_only=1; shift ;;
-    -h|--help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h|--help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) echo "run_on_target.sh: unknown argument '$1' (--minutes N, --out DIR, --checks-only)" >&2; exit 64 ;;
   esac
 done
@@ -31,7 +32,7 @@ left() { echo $(( deadline - SECONDS )); }
 # a killed process, the same line goes on behind the job that did it, as long as it gets further.
 rc=0
 step() {
-  local name=$1 before after t0=$SECONDS; shift
+  local name=$1 before after faulted=0 t0=$SECONDS; shift
   if [ "$(left)" -lt 5 ]; then say "-- $name: no time left"; rc=124; return; fi
   say "-- $name: v3bench $*"
   before=-1
@@ -39,20 +40,22 @@ step() {
     timeout --signal=TERM --kill-after=30 "$(left)" "$v3bench" "$@" --out "$out" --resume \
       >> "$out/log.txt" 2> "$out/stderr.txt"; rc=$?
     cat "$out/stderr.txt" >> "$out/log.txt"
-    after=$(cat "$out/bench.csv" 2>/dev/null | wc -l)
+    after=$(wc -l 2>/dev/null < "$out/bench.csv" || echo 0)
     if [ "$(left)" -lt 5 ] || [ "$rc" = 124 ]; then break; fi
     if ! grep -q 'CUDA fault' "$out/stderr.txt" && [ "$rc" -lt 128 ]; then break; fi
     say "   ended with $rc: $(grep -m1 'CUDA fault' "$out/stderr.txt" || echo "killed"); going on behind it"
+    faulted=1
     # A killed process leaves no row of its own: one more try writes it.
     if [ "$after" -le "$before" ] && [ ! -e "$out/bench.csv.running" ]; then break; fi
     before=$after
   done
   rm -f "$out/stderr.txt"
+  if [ $faulted = 1 ] && [ "$rc" != 124 ]; then rc=1; fi
   say "   exit code $rc after $(( SECONDS - t0 )) s, $after lines in bench.csv"
 }
 
 say "run_on_target: $(date -u +%Y-%m-%dT%H:%M:%SZ), $minutes minutes, results in $out"
-timeout 120 "$v3bench" info > "$out/info.txt" 2>&1 || say "info ended with $?"
+timeout 30 "$v3bench" info --no-peaks > "$out/info.txt" 2>&1 || say "info ended with $?"
 grep -E '^\| (gpu|peak gpu)' "$out/info.txt" | tee -a "$out/log.txt"
 
 step "check, quick cases" check --device cuda --quick
@@ -60,6 +63,10 @@ verdict=$rc
 if [ "$verdict" = 4 ]; then
   say "no CUDA job can run here; the rows in $out/bench.csv say why"
   exit 4
+fi
+if [ "$verdict" != 124 ]; then  # with the peaks: worth its seconds now that something can run
+  timeout 60 "$v3bench" info > "$out/info.tmp" 2>&1 && mv "$out/info.tmp" "$out/info.txt"
+  rm -f "$out/info.tmp"
 fi
 # worst CODE: failures of later checks count; time that ran out does not.
 worst() { if [ "$1" != 0 ] && [ "$1" != 4 ] && [ "$1" != 124 ] && { [ "$verdict" = 0 ] || [ "$verdict" = 124 ]; }; then verdict=$1; fi; }
@@ -88,9 +95,10 @@ fi
 if [ $checks_only = 0 ]; then
   step "bench, full cases" bench --device cuda --full; worst $rc
 fi
-if command -v python3 >/dev/null && [ -f "$here/record_hardware.py" ]; then
+if command -v python3 >/dev/null && [ -f "$here/record_hardware.py" ] && [ -f "$out/bench.csv" ]; then
   python3 "$here/record_hardware.py" "$out" --into "$out/hardware_runs.csv" | tee -a "$out/log.txt"
 fi
-if [ "$verdict" = 124 ]; then verdict=0; say "the time was over before the first checks were done"; fi
-say "done: exit code $verdict; $out holds $(ls "$out"/*.csv | wc -l) CSV files and machine.json"
+[ "$verdict" != 124 ] || say "the time was over before the quick checks were done; call again to go on"
+files=("$out"/*.csv "$out"/machine.json)
+say "done: exit code $verdict; ${files[*]}"
 exit "$verdict"

@@ -328,11 +328,50 @@ TEST_F(Cli, SupportAndListAndInfo) {
   EXPECT_EQ(s.code, 0);
   EXPECT_NE(s.out.find("rmsnorm.cpu_eigen"), std::string::npos);
   const Result csv = run("support --csv");
-  EXPECT_EQ(csv.out.rfind("op,implementation,state,reason,cases\n", 0), 0u);
+  EXPECT_EQ(csv.out.rfind("op,implementation,state,reason,cases,hardware\n", 0), 0u);
   std::ofstream(dir_ + "/s.csv") << csv.out;
   EXPECT_GT(rep::read_csv(dir_ + "/s.csv").rows.size(), 2u);
   EXPECT_NE(run("list --quick").out.find(" jobs"), std::string::npos);
   EXPECT_NE(run("info --no-peaks").out.find("processor"), std::string::npos);
+}
+
+// These hold for a CPU build anywhere and for a CUDA build on a machine without a GPU.
+TEST_F(Cli, CudaJobsWithoutADevice) {
+  if (run("support --device cuda --csv --op rmsnorm").out.find("cuda_simt,yes") !=
+      std::string::npos)
+    GTEST_SKIP() << "there is a GPU";
+  const Result r = run(std::string("check --device cuda --out res ") + kSmall);
+  EXPECT_EQ(r.code, 4) << r.err;
+  const rep::CsvTable t = bench_csv("res");
+  ASSERT_GT(t.rows.size(), 0u);
+  for (size_t i = 0; i < t.rows.size(); ++i) {
+    EXPECT_TRUE(t.cell(i, "status") == "not_built" || t.cell(i, "status") == "no_device");
+    EXPECT_FALSE(t.cell(i, "reason").empty());
+    EXPECT_EQ(t.cell(i, "device"), "cuda");
+  }
+  EXPECT_NE(slurp(dir_ + "/res/machine.json").find("\"gpu\""), std::string::npos);
+  EXPECT_NE(run("support --op rmsnorm --device cuda").out.find("not yet run on hardware"),
+            std::string::npos)
+      << "no kernel has; when one has, take another here";
+  const Result p = run(std::string("profile --impl cuda_simt ") + kSmall);
+  EXPECT_EQ(p.code, 4);
+  EXPECT_NE(p.out.find("ncu --nvtx --nvtx-include \"rmsnorm.cuda_simt/\""), std::string::npos);
+  EXPECT_NE(p.out.find("--no-check"), std::string::npos);
+}
+
+TEST_F(Cli, EmulatedJobsAreCheckedButNeverTimed) {
+  const std::string emulate = "V3BENCH_CUDA=emulate";
+  const Result check = run(std::string("check --impl cuda_simt --out res ") + kSmall, emulate);
+  if (bench_csv("res").cell(0, "status") == "no_device")
+    GTEST_SKIP() << "a CUDA build has no emulation";
+  EXPECT_EQ(check.code, 0) << check.err << check.out;
+  EXPECT_EQ(bench_csv("res").cell(0, "status"), "passed");
+  EXPECT_EQ(bench_csv("res").cell(0, "device"), "cuda_emulated");
+  const Result bench = run(std::string("bench --impl cuda_simt --out timed ") + kSmall, emulate);
+  EXPECT_EQ(bench.code, 4) << bench.err;
+  EXPECT_EQ(bench_csv("timed").cell(0, "status"), "no_device");
+  EXPECT_EQ(bench_csv("timed").cell(0, "reason"), "emulated: times mean nothing");
+  EXPECT_EQ(bench_csv("timed").cell(0, "median_us"), "");
 }
 
 TEST_F(Cli, PlainProgressWithoutATerminal) {

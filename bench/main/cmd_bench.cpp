@@ -158,6 +158,7 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
   const Ops ops = all_ops();
   const auto groups = select(ops, o);
   std::unique_ptr<rep::CsvWriter> out;
+  int64_t old_faults = 0;  // rows of these ops that a run before ended in
   if (!o.common.out.empty()) {
     rep::ensure_output_dir(o.common.out);
     // --resume does again what failed, and when timing also what was only checked (no stop reason);
@@ -165,10 +166,19 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
     std::vector<std::string> keys = rep::bench_key_columns();
     keys.emplace_back("params");
     using Texts = std::set<std::string>;
+    const auto keep = [&](const rep::Record& row) {
+      const bool fault = row.text("stop_reason") == rep::kFaulted;
+      for (const auto& g : groups) {
+        if (!fault || g.op->name() != row.text("op")) continue;
+        ++old_faults;
+        break;
+      }
+      return fault;
+    };
     out = std::make_unique<rep::CsvWriter>(
         o.common.out + "/bench.csv", rep::bench_columns(), keys, o.common.resume,
-        time ? "stop_reason" : "status", time ? Texts{""} : Texts{"failed", "error", "suspect"},
-        [](const rep::Record& r) { return r.text("stop_reason") == rep::kFaulted; });
+        time ? "stop_reason" : "status",
+        time ? Texts{"", rep::kFaulted} : Texts{"failed", "error", "suspect"}, keep);
     set_interrupt_note("finished rows are in " + out->path() + ", --resume does the rest");
     rep::write_machine_json(o.common.out);
   }
@@ -196,7 +206,9 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
         stderr, "v3bench: CUDA fault in {}; nothing more runs on the device in this process{}\n",
         s.device_lost_in,
         out ? "; finished rows are in " + out->path() + ", --resume continues after it" : "");
-  return summary_code(s);
+  if (old_faults > 0) fmt::print("{} faulted in a run before and were not run again\n", old_faults);
+  const int code = summary_code(s);
+  return old_faults > 0 ? static_cast<int>(ExitCode::check_failed) : code;
 }
 
 // The command lines of the profilers. They run this program without its check, so that the named range holds the job's
