@@ -7,6 +7,7 @@
 #include "kernels/forward/cuda_model.h"
 #include "kernels/forward/forward_glue_cuda.h"
 #include "model/error.h"
+#include "model/mtp_support.h"
 
 namespace v3b::kern {
 namespace {
@@ -70,6 +71,7 @@ class CudaBackend final : public model::Backend {
                             std::span<const float> hidden, const ForwardOptions& o) override {
     if (m.weights.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    model::check_single_mtp(m.cfg, name());
     auto& seq = dynamic_cast<CudaSequence&>(sequence);
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp.length(),
                   d = m.cfg.hidden_size;

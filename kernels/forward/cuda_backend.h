@@ -10,7 +10,7 @@
 namespace v3b::kern {
 
 // compute: bf16 ("cuda_bf16") or f32 ("cuda_f32", no tensor cores). Throws v3b::Error (nothing_ran) where there is no
-// device, (usage) for flags that the device code does not have: router_dtype=bf16, moe_accum other than fp32.
+// device, (usage) for what the device code does not have: router_dtype=bf16, moe_accum other than fp32, a capacity, dynamic RoPE scaling.
 // Residual stream, router and softmax in f32, as in the CPU backend.
 std::unique_ptr<model::Backend> make_cuda_backend(model::WeightsPtr weights, spec::DType compute,
                                                   const model::BackendOptions& options = {});

@@ -28,6 +28,8 @@ CudaModel::CudaModel(model::WeightsPtr w, spec::DType d, const model::BackendOpt
                 "router_dtype");
   if (o.flags.moe_accum != spec::MoeAccum::fp32)
     throw Error(ExitCode::usage, "the CUDA backend sums experts in fp32 only", "moe_accum");
+  if (o.capacity_factor > 0)
+    throw Error(ExitCode::usage, "the CUDA backend has no expert capacity", "capacity_factor");
   if (cfg.rope_scaling.type == model::RopeType::dynamic || cfg.rope_scaling.dynamic)
     throw Error(ExitCode::usage, "the CUDA backend has no dynamic RoPE scaling", "rope_scaling");
   weights = upload_model(pack_model(*w, d, false));

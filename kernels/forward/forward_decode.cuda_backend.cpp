@@ -10,6 +10,7 @@
 #include "kernels/forward/forward_glue_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
 #include "model/error.h"
+#include "model/mtp_support.h"
 
 namespace v3b::kern {
 void attention_absorbed_cuda(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
@@ -67,6 +68,7 @@ CudaDecodeResult cuda_decode_greedy(model::Backend& backend,
                 "0 or 1", std::to_string(drafts));
   if (drafts > 0 && m.weights.mtp.empty())
     throw Error(ExitCode::usage, "this checkpoint has no MTP module", "drafts");
+  if (drafts > 0) model::check_single_mtp(m.cfg, backend.name());
   CudaDecodeResult out;
   out.tokens.resize(prompts.size());
   if (B == 0 || max_new < 1) return out;
