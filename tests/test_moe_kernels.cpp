@@ -25,6 +25,11 @@ std::atomic<int64_t> allocations{0};
   if (void* p = std::malloc(n)) return p;
   throw std::bad_alloc();
 }
+// std::stable_partition takes its buffer so; the sanitizer's own form would not pair with our delete.
+[[gnu::noinline]] void* operator new(size_t n, const std::nothrow_t&) noexcept {
+  ++allocations;
+  return std::malloc(n);
+}
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
 

@@ -329,6 +329,9 @@ Timer::Timer(const TimeOptions& options)
   }
   std::vector<char*> argv;
   for (auto& a : args) argv.push_back(a.data());
+  // Google Benchmark keeps this pointer and prints the name later.
+  static char program[] = "v3bench";
+  argv[0] = program;
   int argc = static_cast<int>(argv.size());
   argv.push_back(nullptr);
   benchmark::Initialize(&argc, argv.data());
