@@ -27,6 +27,8 @@ struct LayerRoutes {
   std::vector<float> weight;  // [T,K]
   std::vector<float>
       gap;  // [T] how far the choice is from changing (score units); reference backends only
+  // [T,K] 1: chosen, but beyond the expert's capacity, so not computed. Empty without a capacity.
+  std::vector<char> dropped;
 };
 struct ForwardResult {
   int64_t T = 0;
@@ -53,6 +55,10 @@ struct BackendOptions {
   int64_t max_context = 0;        // 0: config.max_position_embeddings
   int64_t page_size = 64;         // rows a cache page
   bool absorbed_prefill = false;  // use the absorbed form for prefill too
+  // Experts serve at most max(1, ceil(cf*K*T/E)) slots of a layer, T the tokens of a call (a
+  // sequence's share of a batch on the reference); flags.drop_policy says which. 0: no dropping.
+  // SPEC 1.15; V3 itself drops nothing.
+  double capacity_factor = 0;
 };
 
 struct BatchItem {  // one sequence's share of a batched call

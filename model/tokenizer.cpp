@@ -2,6 +2,7 @@
 
 #include <sentencepiece_processor.h>
 
+#include <charconv>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -87,7 +88,8 @@ Tokenizer Tokenizer::load(const std::string& path) {
     const std::string& piece = sp.IdToPiece(id);
     if (sp.IsByte(id)) {
       unsigned value = 256;
-      if (std::sscanf(piece.c_str(), "<0x%2X>", &value) != 1 || value > 255)
+      if (piece.size() != 6 || !piece.starts_with("<0x") || piece.back() != '>' ||
+          std::from_chars(piece.data() + 3, piece.data() + 5, value, 16).ptr != piece.data() + 5)
         throw Error(ExitCode::bad_input, "byte piece", path + ", id " + std::to_string(id),
                     "<0xNN>", piece);
       t.byte_id_[value] = id;

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "model/error.h"
+#include "model/mtp_support.h"
 #include "model/rope_table.h"
 #include "model/router_config.h"
 #include "reference/embedding.h"
@@ -130,6 +131,7 @@ class RefBackend final : public model::Backend {
                             std::span<const float> hidden, const ForwardOptions& o) override {
     if (params_.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    model::check_single_mtp(cfg_, name());
     auto& seq = dynamic_cast<RefSequence<S>&>(sequence);
     const MtpParams<S>& m = params_.mtp[0];
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp_length(),
@@ -287,13 +289,24 @@ class RefBackend final : public model::Backend {
     Ffn<S> shared;
     if (!p.shared.gate.empty())
       shared = {p.shared.gate.data(), p.shared.up.data(), p.shared.down.data()};
-    moe<S>(T, u.cols(), cfg_.moe_intermediate_size, E, K, u.data(), routes.idx.data(),
+    std::vector<int32_t> served = routes.idx;  // -1: beyond the expert's capacity
+    std::vector<char> dropped;
+    if (options_.capacity_factor > 0) {
+      const std::vector<double> gate(routes.weight.begin(), routes.weight.end());
+      const auto keep = apply_capacity(T, K, E, served.data(), gate.data(),
+                                       expert_capacity(options_.capacity_factor, K, T, E),
+                                       options_.flags.drop_policy);
+      dropped.assign(keep.size(), 0);
+      for (size_t i = 0; i < keep.size(); ++i)
+        if (!keep[i]) served[i] = -1, dropped[i] = 1;
+    }
+    moe<S>(T, u.cols(), cfg_.moe_intermediate_size, E, K, u.data(), served.data(),
            routes.weight.data(), experts, shared,
-           cfg_.n_shared_experts * cfg_.moe_intermediate_size, y.data());
+           cfg_.n_shared_experts * cfg_.moe_intermediate_size, y.data(), options_.flags.moe_accum);
     if (o.routes)
-      r.routes.push_back({index, K, routes.idx,
-                          std::vector<float>(routes.weight.begin(), routes.weight.end()),
-                          std::vector<float>(routes.gap.begin(), routes.gap.end())});
+      r.routes.push_back(
+          {index, K, routes.idx, std::vector<float>(routes.weight.begin(), routes.weight.end()),
+           std::vector<float>(routes.gap.begin(), routes.gap.end()), std::move(dropped)});
   }
 
   model::BackendOptions options_;

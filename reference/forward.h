@@ -11,9 +11,9 @@ namespace v3b::ref {
 // that dynamic NTK works (SPEC 1.4.3). Calls on an empty sequence use the expanded form (or the
 // absorbed one with options.absorbed_prefill), later calls the absorbed form. kv_format != bf16
 // sends every cache row through its record. With kv_format bf16 nothing is rounded.
-// norm_rounding=hf rounds to bf16, whatever S is. Throws
+// norm_rounding=hf and moe_accum=bf16 round to bf16, whatever S is. Throws
 // v3b::Error on token ids out of range, contexts beyond options.max_context, mtp_forward without
-// MTP.
+// MTP or with several MTP modules (model/mtp_support.h).
 template <class S>
 std::unique_ptr<model::Backend> make_reference_backend(model::WeightsPtr weights,
                                                        const model::BackendOptions& options = {});

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "reference/spec/dtype.h"
+
 namespace v3b::ref {
 namespace {
 template <class S>
@@ -17,6 +19,11 @@ using MMap = Eigen::Map<Mat<S>>;
 template <class S>
 S sigmoid(S a) {
   return a >= 0 ? S(1) / (S(1) + std::exp(-a)) : std::exp(a) / (S(1) + std::exp(a));
+}
+
+template <class S>
+float bf16_of(S v) {
+  return spec::to_float(spec::to_bf16(static_cast<float>(v)));
 }
 
 // Rows of x that chose one expert.
@@ -55,10 +62,24 @@ void dispatch_rows(const Dispatch& p, int64_t K, int64_t d, const S* x, S* rows)
 }
 
 template <class S>
+S add_bf16(S a, S b) {
+  return static_cast<S>(bf16_of(bf16_of(a) + bf16_of(b)));
+}
+
+template <class S>
 void combine_rows(const Dispatch& p, int64_t T, int64_t K, int64_t d, const S* rows,
-                  const S* weight, S* y) {
+                  const S* weight, S* y, spec::MoeAccum accum) {
   MMap<S> Y(y, T, d);
   Y.setZero();
+  if (accum == spec::MoeAccum::bf16) {
+    for (size_t r = 0; r < p.slot.size(); ++r)
+      for (int64_t j = 0; j < d; ++j) {
+        const float v = bf16_of(rows[static_cast<int64_t>(r) * d + j]);
+        S& sum = Y(p.slot[r] / K, j);
+        sum = add_bf16<S>(sum, static_cast<S>(static_cast<float>(weight[p.slot[r]]) * v));
+      }
+    return;
+  }
   for (int64_t i = 0; i < T * K; ++i)
     if (p.row[i] >= 0) Y.row(i / K) += weight[i] * CMap<S>(rows + p.row[i] * d, 1, d);
 }
@@ -131,7 +152,7 @@ void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, 
 template <class S>
 void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
          const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared,
-         int64_t shared_m, S* y) {
+         int64_t shared_m, S* y, spec::MoeAccum accum) {
   const Dispatch p = dispatch(T, K, E, idx);
   Mat<S> out(p.offsets[E], d);
   for (int64_t e = 0; e < E; ++e) {
@@ -139,11 +160,15 @@ void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, cons
     const Mat<S> xe = gather(p, e, K, d, x);
     ffn(p.counts[e], d, m, xe.data(), experts[e], out.data() + p.offsets[e] * d);
   }
-  combine_rows(p, T, K, d, out.data(), weight, y);
+  combine_rows(p, T, K, d, out.data(), weight, y, accum);
   if (shared.gate) {
     Mat<S> ys(T, d);
     ffn(T, d, shared_m, x, shared, ys.data());
-    MMap<S>(y, T, d) += ys;
+    MMap<S> Y(y, T, d);
+    if (accum == spec::MoeAccum::bf16)
+      Y = Y.binaryExpr(ys, [](S a, S b) { return add_bf16<S>(a, b); }).eval();
+    else
+      Y += ys;
   }
 }
 
@@ -175,12 +200,14 @@ void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S
 #define V3B_INSTANTIATE(S)                                                                        \
   template void dispatch_rows<S>(const Dispatch&, int64_t, int64_t, const S*, S*);                \
   template void combine_rows<S>(const Dispatch&, int64_t, int64_t, int64_t, const S*, const S*,   \
-                                S*);                                                              \
+                                S*, spec::MoeAccum);                                              \
+  template S add_bf16<S>(S, S);                                                                   \
   template void ffn<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, S*);                   \
   template void ffn_backward<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, const S*, S*, \
                                 FfnGrad<S>);                                                      \
   template void moe<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*, const int32_t*,     \
-                       const S*, const std::vector<Ffn<S>>&, const Ffn<S>&, int64_t, S*);         \
+                       const S*, const std::vector<Ffn<S>>&, const Ffn<S>&, int64_t, S*,          \
+                       spec::MoeAccum);                                                           \
   template void moe_backward<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*,            \
                                 const int32_t*, const S*, const std::vector<Ffn<S>>&,             \
                                 const Ffn<S>&, int64_t, const S*, S*, S*,                         \

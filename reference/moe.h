@@ -17,12 +17,17 @@ struct Dispatch {
 Dispatch dispatch(int64_t T, int64_t K, int64_t E, const int32_t* idx);
 
 // rows [rows, d] = x in expert order; y [T,d] = sum over k (ascending) of weight * its row. Each
-// the other's adjoint (with weights 1).
+// the other's adjoint (with weights 1). MoeAccum::bf16 sums in expert order instead and rounds every
+// row, product and partial sum to bf16 (the products and sums made in float32), whatever S is:
+// [HF]'s index_add_ in the activations' dtype (SPEC 1.14).
 template <class S>
 void dispatch_rows(const Dispatch& p, int64_t K, int64_t d, const S* x, S* rows);
 template <class S>
 void combine_rows(const Dispatch& p, int64_t T, int64_t K, int64_t d, const S* rows,
-                  const S* weight, S* y);
+                  const S* weight, S* y, spec::MoeAccum accum = spec::MoeAccum::fp32);
+// a + b as MoeAccum::bf16 adds: both rounded to bf16, the sum made in float32 and rounded again.
+template <class S>
+S add_bf16(S a, S b);
 
 // Which assignments keep their place when every expert serves at most `capacity` (SPEC 1.15). gate
 // [T,K] is read by DropPolicy::prob only. keep[t*K+k] = 1 or 0.
@@ -65,7 +70,7 @@ void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, 
 template <class S>
 void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
          const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared,
-         int64_t shared_m, S* y);
+         int64_t shared_m, S* y, spec::MoeAccum accum = spec::MoeAccum::fp32);
 // dx [T,d] and weight gradients are accumulated, dweight [T,K] overwritten.
 template <class S>
 void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x,

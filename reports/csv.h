@@ -74,7 +74,7 @@ class CsvWriter {
   // are made again).
   CsvWriter(std::string path, std::vector<std::string> columns,
             std::vector<std::string> key_columns = {}, bool resume = false,
-            std::string drop_column = "", std::set<std::string> drop_values = {});
+            const std::string& drop_column = "", const std::set<std::string>& drop_values = {});
   ~CsvWriter();
   CsvWriter(const CsvWriter&) = delete;
   CsvWriter& operator=(const CsvWriter&) = delete;

@@ -66,8 +66,8 @@ std::string Record::text(std::string_view column) const {
 }
 
 CsvWriter::CsvWriter(std::string path, std::vector<std::string> columns,
-                     std::vector<std::string> key_columns, bool resume, std::string drop_column,
-                     std::set<std::string> drop_values)
+                     std::vector<std::string> key_columns, bool resume,
+                     const std::string& drop_column, const std::set<std::string>& drop_values)
     : path_(std::move(path)), columns_(std::move(columns)), key_columns_(std::move(key_columns)) {
   for (const auto& k : key_columns_)
     if (std::find(columns_.begin(), columns_.end(), k) == columns_.end())

@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -109,6 +111,23 @@ MachineCard collect() {
   return c;
 }
 
+// What a killed process left half-written: <name>.tmp.<pid> and .v3bench-probe.<pid> of processes that are gone.
+void remove_stale_files(const std::string& dir) {
+  std::error_code ec;
+  for (const auto& entry : std::filesystem::directory_iterator(dir, ec)) {
+    const std::string name = entry.path().filename().string();
+    const size_t dot = name.rfind('.');
+    if (dot == std::string::npos) continue;
+    const std::string stem = name.substr(0, dot);
+    if (stem != ".v3bench-probe" && !stem.ends_with(".csv.tmp") && stem != "machine.json.tmp")
+      continue;
+    int pid = 0;
+    const auto r = std::from_chars(name.data() + dot + 1, name.data() + name.size(), pid);
+    if (r.ec != std::errc() || r.ptr != name.data() + name.size() || pid <= 0) continue;
+    if (::kill(pid, 0) != 0 && errno == ESRCH) std::filesystem::remove(entry.path(), ec);
+  }
+}
+
 }  // namespace
 
 MachineCard& machine_card() {
@@ -122,6 +141,7 @@ void ensure_output_dir(const std::string& dir) {
   if (ec || !std::filesystem::is_directory(dir))
     throw Error(ExitCode::cannot_write, "output folder", dir, "a folder that can be made",
                 ec ? ec.message() : "a file");
+  remove_stale_files(dir);
   const std::string probe = dir + "/.v3bench-probe." + std::to_string(getpid());
   const int fd = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0)
@@ -167,14 +187,17 @@ void write_machine_json(const std::string& dir) {
           j["peaks"][name] = value;
   }
   const std::string temporary = path + ".tmp." + std::to_string(getpid());
+  errno = 0;
   std::ofstream out(temporary, std::ios::binary);
   out << j.dump(2) << '\n';
   out.close();
+  const int error = errno;
   std::error_code ec;
   if (out) std::filesystem::rename(temporary, path, ec);
   if (!out || ec) {
+    const std::string why = !out ? std::strerror(error) : ec.message();
     std::filesystem::remove(temporary, ec);
-    throw Error(ExitCode::cannot_write, "cannot write", path);
+    throw Error(ExitCode::cannot_write, "cannot write", path, "", why);
   }
 }
 

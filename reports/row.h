@@ -21,7 +21,7 @@ struct Row {
   std::string stop_reason;
   std::optional<double> min_us, q1_us, median_us, q3_us, stdrel_pct;
   std::optional<double> flop, bytes, gflop_s, gb_s;
-  std::string roof;  // what binds: read | f32 | bf16 | ...
+  std::string roof;  // what binds: read | copy | read+copy | f32 | bf16 | ...
   std::optional<double> pct_of_roof;
   std::string repro;
 

@@ -27,10 +27,15 @@ struct TableKind {
   const char* file;  // "kv_cache.csv"
   const char* title;
   std::vector<std::string> (*render)(const CsvTable&);  // Markdown blocks, joined by blank lines
+  // Columns without which it would be another table. A column that joined the file later stands not here: older
+  // files keep their table.
+  std::vector<std::string> required;
 };
 const std::vector<TableKind>& table_kinds();
 
-std::string render_table(const std::string& csv_path);  // title and table of one file
+// Title and table of one file. A file of another name is shown by the columns it has; without schema_version (DESIGN
+// 5) it is none of ours: Error(bad_input).
+std::string render_table(const std::string& csv_path);
 // Every known file there, bench.csv only with `components`; throws not_found if there is none.
 std::string render_all_tables(const std::string& dir, bool components = true);
 

@@ -14,7 +14,7 @@ std::vector<std::string> table_bench(const CsvTable& t) {
   for (size_t i = 0; i < t.rows.size(); ++i) {
     const std::string& op = t.cell(i, "op");
     if (by_op.count(op) == 0) ops.push_back(op);
-    const std::string roof = t.cell(i, "roof");
+    const std::string& roof = t.cell(i, "roof");
     std::string verdict = t.cell(i, "status");
     if (verdict != "passed" && !t.cell(i, "reason").empty()) verdict += ": " + t.cell(i, "reason");
     const auto pct = t.number(i, "pct_of_roof");

@@ -1,5 +1,5 @@
-// expert_load.csv as three tables: a model on text, training with each strategy, time over
-// imbalance.
+// expert_load.csv as tables: a model on text, the same with token dropping, training with each
+// strategy, time over imbalance.
 #include <algorithm>
 #include <cstdio>
 
@@ -60,6 +60,36 @@ std::string model_block(const CsvTable& t) {
                rows, 3);
 }
 
+std::string capacity_block(const CsvTable& t) {
+  Rows rows;
+  std::string title;
+  for (size_t i = 0; i < t.rows.size(); ++i) {
+    if (t.cell(i, "part") != "capacity" || t.cell(i, "layer") != "all") continue;
+    if (title.empty())
+      title = t.cell(i, "model") +
+              (t.cell(i, "reason").empty() ? "" : " (" + t.cell(i, "reason") + ")") + " on " +
+              t.cell(i, "tokens_from") + ", " + t.cell(i, "tokens") + " tokens, capacity of " +
+              t.cell(i, "batch_tokens") + " at a time";
+    std::optional<double> worst;  // of the setting's layers
+    for (size_t j = 0; j < t.rows.size(); ++j)
+      if (t.cell(j, "part") == "capacity" && t.cell(j, "layer") != "all" &&
+          t.cell(j, "routes") == t.cell(i, "routes") && t.cell(j, "bias") == t.cell(i, "bias"))
+        if (const auto v = t.number(j, "dropped_pct"); v && (!worst || *v > *worst)) worst = v;
+    std::string change;
+    if (const auto c = t.number(i, "cross_entropy_change"))
+      change = (*c >= 0 ? "+" : "") + fixed(c, 4) + " [" + fixed(t.number(i, "change_low"), 4) +
+               ", " + fixed(t.number(i, "change_high"), 4) + "]";
+    const std::string factor = t.cell(i, "capacity_factor");
+    rows.push_back({t.cell(i, "bias"), factor.empty() ? "none" : factor, t.cell(i, "drop_policy"),
+                    fixed(t.number(i, "dropped_pct"), 2) + "%", fixed(worst, 2) + "%",
+                    fixed(t.number(i, "cross_entropy"), 4), change});
+  }
+  return block("Token dropping: " + title,
+               {"bias", "capacity factor", "policy", "dropped", "worst layer", "cross-entropy",
+                "change [95%]"},
+               rows, 3);
+}
+
 std::string training_block(const CsvTable& t) {
   struct Line {
     std::string strategy;
@@ -67,7 +97,7 @@ std::string training_block(const CsvTable& t) {
   };
   std::vector<Line> lines;
   for (size_t i = 0; i < t.rows.size(); ++i) {
-    if (t.cell(i, "part") != "training") continue;
+    if (t.cell(i, "part") != "training" || t.cell(i, "status") == "unsupported") continue;
     auto it = std::find_if(lines.begin(), lines.end(),
                            [&](const Line& l) { return l.strategy == t.cell(i, "strategy"); });
     if (it == lines.end()) it = lines.insert(lines.end(), {t.cell(i, "strategy"), {}});
@@ -136,7 +166,7 @@ std::string synthetic_block(const CsvTable& t) {
 
 std::vector<std::string> table_expert_load(const CsvTable& t) {
   std::vector<std::string> blocks;
-  for (auto b : {model_block(t), training_block(t), synthetic_block(t)})
+  for (auto b : {model_block(t), capacity_block(t), training_block(t), synthetic_block(t)})
     if (!b.empty()) blocks.push_back(std::move(b));
   return blocks;
 }

@@ -33,28 +33,156 @@ std::vector<std::string> table_generic(const CsvTable& t) {
 
 const std::vector<TableKind>& table_kinds() {
   static const std::vector<TableKind> kinds = {
-      {"bench.csv", "Components: verdict and time", table_bench},
-      {"kv_cache.csv", "KV cache: memory and decode step", table_kv_cache},
-      {"expert_load.csv", "Expert load", table_expert_load},
-      {"yarn_perplexity.csv", "Perplexity past the trained context", table_yarn_perplexity},
-      {"mtp_decoding.csv", "Speculative decoding with the MTP module", table_mtp_decoding},
-      {"claims.csv", "Published figures beside ours", table_claims},
-      {"train.csv", "Training", table_generic},
+      {"bench.csv",
+       "Components: verdict and time",
+       table_bench,
+       {"op", "impl", "resolved_isa", "case", "status", "reason", "err_over_bound", "cache_state",
+        "median_us", "gflop_s", "gb_s", "roof", "pct_of_roof"}},
+      {"kv_cache.csv",
+       "KV cache: memory and decode step",
+       table_kv_cache,
+       {"kind",
+        "preset",
+        "form",
+        "dtype",
+        "context",
+        "batch",
+        "memory_bytes",
+        "layers",
+        "heads",
+        "bytes_per_token_layer",
+        "bytes_per_token",
+        "bytes",
+        "mha_over_this",
+        "this_over_mla",
+        "measured_layers",
+        "measured_sequences",
+        "measured_formula_bytes",
+        "allocated_bytes",
+        "process_bytes",
+        "longest_context",
+        "model_max_context",
+        "step_status",
+        "step_reason",
+        "step_median_us",
+        "step_gb_s",
+        "step_roof",
+        "step_pct_of_roof",
+        "status"}},
+      {"expert_load.csv",
+       "Expert load",
+       table_expert_load,
+       {"part",
+        "model",
+        "tokens_from",
+        "layer",
+        "bias",
+        "group_limit",
+        "strategy",
+        "step",
+        "routes",
+        "experts",
+        "tokens",
+        "batch_tokens",
+        "maxvio_batch",
+        "maxvio_batch_max",
+        "noise_floor_batch",
+        "maxvio_global",
+        "noise_floor_global",
+        "max_over_mean",
+        "cv",
+        "gini",
+        "entropy",
+        "dead_experts",
+        "groups_per_token",
+        "cross_entropy",
+        "cross_entropy_change",
+        "change_low",
+        "change_high",
+        "train_loss",
+        "val_loss",
+        "val_bits_per_byte",
+        "impl",
+        "check",
+        "check_reason",
+        "median_us",
+        "time_over_uniform",
+        "gflop_s",
+        "gb_s",
+        "roof",
+        "pct_of_roof",
+        "status",
+        "reason"}},
+      {"yarn_perplexity.csv",
+       "Perplexity past the trained context",
+       table_yarn_perplexity,
+       {"kind",         "model",          "backend",
+        "token_set",    "finetune_steps", "finetune_contexts",
+        "variant",      "factor",         "trained_context",
+        "docs",         "bin_begin",      "bin_end",
+        "ppl",          "vs_none_nll",    "vs_none_low",
+        "vs_none_high", "window",         "stride",
+        "windows",      "token_mean_ppl", "window_mean_ppl",
+        "status"}},
+      {"mtp_decoding.csv",
+       "Speculative decoding with the MTP module",
+       table_mtp_decoding,
+       {"kind",
+        "model",
+        "backend",
+        "prompt_set",
+        "prompt_tokens",
+        "max_new",
+        "decoding",
+        "temperature",
+        "top_p",
+        "drafts",
+        "forced_acceptance",
+        "domain",
+        "prompts",
+        "position",
+        "drafted",
+        "acceptance",
+        "acceptance_low",
+        "acceptance_high",
+        "tokens_per_step",
+        "plain_median_tokens_s",
+        "speculative_median_tokens_s",
+        "verify_over_base",
+        "draft_over_base",
+        "predicted_speedup",
+        "measured_speedup",
+        "break_even_acceptance",
+        "identical_prompts",
+        "near_ties",
+        "mismatches"}},
+      {"claims.csv",
+       "Published figures beside ours",
+       table_claims,
+       {"number", "claim", "published", "measured", "scale", "verdict", "reason"}},
+      {"train.csv", "Training", table_generic, {"step", "tokens", "loss", "val_loss"}},
   };
   return kinds;
 }
 
 std::string render_table(const std::string& csv_path) {
   const std::string file = std::filesystem::path(csv_path).filename().string();
-  for (const auto& k : table_kinds()) {
-    if (file != k.file) continue;
-    const CsvTable t = read_csv(csv_path);
-    std::string out = std::string("## ") + k.title + "\n";
-    for (const auto& block : k.render(t)) out += "\n" + block + "\n";
-    return out;
-  }
-  const CsvTable t = read_csv(csv_path);
-  return "## " + file + "\n\n" + table_generic(t)[0] + "\n";
+  const TableKind* kind = nullptr;
+  for (const auto& k : table_kinds())
+    if (file == k.file) kind = &k;
+  std::vector<std::string> required = {identity_columns()[0]};
+  if (kind != nullptr)
+    required.insert(required.end(), kind->required.begin(), kind->required.end());
+  const CsvTable t = read_csv(csv_path, {.required = required});
+  for (const auto& k : table_kinds())  // a copy under another name
+    if (kind == nullptr && std::all_of(k.required.begin(), k.required.end(),
+                                       [&](const auto& c) { return t.has_column(c); }))
+      kind = &k;
+  std::string out = "## " + (kind != nullptr ? std::string(kind->title) : file) + "\n";
+  if (t.rows.empty()) return out + "\nNo rows.\n";
+  for (const auto& block : kind != nullptr ? kind->render(t) : table_generic(t))
+    out += "\n" + block + "\n";
+  return out;
 }
 
 std::string render_all_tables(const std::string& dir, bool components) {

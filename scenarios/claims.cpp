@@ -99,7 +99,8 @@ double hopper_error(int64_t promote_every) {
   ref::fp8_gemm<double>(M, N, K, qa.data(), sa.data(), qb.data(), sb.data(), want.data());
   double most = 0, square = 0;
   for (size_t i = 0; i < c.size(); ++i) {
-    most = std::max(most, std::abs(c[i] - want[i]));
+    const double error = std::abs(c[i] - want[i]);
+    most = std::isnan(error) ? INFINITY : std::max(most, error);  // std::max alone drops NaN
     square += want[i] * want[i];
   }
   return most / std::sqrt(square / static_cast<double>(c.size()));
@@ -373,6 +374,25 @@ Finding Evidence::find(const Claim& c) const {
   return arithmetic(c.id);
 }
 
+// Seed, threads and flags of the file that the finding was read from; "" for arithmetic.
+std::string Evidence::params(const Finding& f) const {
+  for (const auto* t : {&kv_, &experts_, &yarn_, &mtp_}) {
+    if (!*t ||
+        f.from.find(std::filesystem::path((*t)->path).filename().string()) == std::string::npos)
+      continue;
+    std::string out;  // one folder's file has one seed and one set of flags
+    for (const char* key : {"seed", "threads", "flags"})
+      for (size_t i = 0; i < (*t)->rows.size(); ++i) {
+        const std::string v = param_of((*t)->cell(i, "params"), key);
+        if (v.empty()) continue;
+        out += (out.empty() ? "" : ";") + std::string(key) + "=" + v;
+        break;
+      }
+    return out;
+  }
+  return "";
+}
+
 int run_claims(const ClaimsOptions& o) {
   const Evidence evidence(o.out);  // before claims.csv: a bad file there is an error of its own
   CommonOptions fresh = o;
@@ -380,7 +400,7 @@ int run_claims(const ClaimsOptions& o) {
   const auto csv =
       open_csv(fresh, "claims.csv",
                {"number", "claim", "published", "source", "conditions", "kind", "measured",
-                "measured_number", "unit", "measured_from", "scale", "verdict", "reason"},
+                "measured_number", "unit", "measured_from", "scale", "verdict", "reason", "params"},
                {"number"});
   for (const auto& c : published_claims()) {
     const Finding f = evidence.find(c);
@@ -389,6 +409,7 @@ int run_claims(const ClaimsOptions& o) {
     r.set("conditions", c.conditions).set("kind", c.kind).set("measured", f.measured);
     r.set("measured_number", f.number).set("unit", f.unit).set("measured_from", f.from);
     r.set("scale", f.scale).set("verdict", f.verdict).set("reason", f.reason);
+    r.set("params", evidence.params(f));
     csv->write(r.set(rep::identity("cpu")));
   }
   rep::write_machine_json(o.out);

@@ -38,6 +38,7 @@ class Evidence {
  public:
   explicit Evidence(const std::string& dir);
   Finding find(const Claim& c) const;
+  std::string params(const Finding& f) const;  // `params` of the rows that it was read from
 
  private:
   std::optional<rep::CsvTable> kv_, experts_, yarn_, mtp_;

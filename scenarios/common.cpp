@@ -9,6 +9,8 @@
 #include <filesystem>
 #include <numeric>
 
+#include "bench/harness/flags_text.h"
+#include "kernels/core/cpu.h"
 #include "model/corpus.h"
 #include "model/error.h"
 #include "model/hash.h"
@@ -270,10 +272,54 @@ double median(std::vector<double> v) {
   return n % 2 == 1 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
 }
 
+std::string params_text(const CommonOptions& o) {
+  const std::string flags = bench::changed_flags_text(o.flags);
+  return fmt::format("seed={};threads={};flags={}", o.seed,
+                     o.threads > 0 ? o.threads : kern::num_threads(),
+                     flags.empty() ? "default" : flags);
+}
+
+model::BackendOptions backend_options(const CommonOptions& o) {
+  model::BackendOptions b;
+  b.flags = o.flags;
+  b.threads = o.threads;
+  return b;
+}
+
+std::string param_of(const std::string& params, const std::string& key) {
+  for (size_t at = 0; at < params.size();) {
+    const size_t end = std::min(params.find(';', at), params.size());
+    if (params.compare(at, key.size() + 1, key + "=") == 0)
+      return params.substr(at + key.size() + 1, end - at - key.size() - 1);
+    at = end + 1;
+  }
+  return "";
+}
+
+namespace {
+
+// Rows from before there was `params` are of the defaults: nothing else could be asked for.
+void refuse_other_flags(const std::string& path, const CommonOptions& o) {
+  std::error_code ec;
+  if (!fs::exists(path, ec) || fs::file_size(path, ec) == 0) return;
+  const auto old = rep::read_csv(path, {.drop_torn_last_line = true});
+  const std::string now = param_of(params_text(o), "flags");
+  for (size_t i = 0; i < old.rows.size(); ++i) {
+    const std::string text = param_of(old.cell(i, "params"), "flags");
+    const std::string was = text.empty() ? "default" : text;
+    if (was != now)
+      throw Error(ExitCode::usage, "cannot resume rows of other flags", path,
+                  "the same --flags as before, or another --out: " + was, now);
+  }
+}
+
+}  // namespace
+
 std::unique_ptr<rep::CsvWriter> open_csv(const CommonOptions& o, const std::string& file,
                                          const std::vector<std::string>& columns,
                                          const std::vector<std::string>& key_columns) {
   rep::ensure_output_dir(o.out);
+  if (o.resume) refuse_other_flags(o.out + "/" + file, o);
   rep::write_machine_json(o.out);
   return std::make_unique<rep::CsvWriter>(o.out + "/" + file, rep::with_identity(columns),
                                           key_columns, o.resume);

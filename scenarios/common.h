@@ -27,8 +27,16 @@ struct CommonOptions {
   bool resume = false;  // keep finished rows of an earlier run
   uint64_t seed = 1;
   int64_t threads = 0;  // 0: all
+  spec::Flags flags;    // of every forward pass (--flags)
   bool print_table = true;
 };
+// The `params` column (DESIGN 3, law 13): "seed=1;threads=2;flags=default", or the flags that differ
+// from their defaults as --flags takes them. threads: those that really run.
+std::string params_text(const CommonOptions& o);
+// "k=v;k=v;..." -> v of one key, "" if it is not there.
+std::string param_of(const std::string& params, const std::string& key);
+// Flags and threads of these options.
+model::BackendOptions backend_options(const CommonOptions& o);
 
 // ---- model
 // ------------------------------------------------------------------------------------------------
@@ -106,7 +114,8 @@ double median(std::vector<double> v);
 // ---- rows
 // -------------------------------------------------------------------------------------------------
 // Makes and checks the folder, writes machine.json, and opens DIR/file with identity columns in
-// front.
+// front. Rows made with other flags (their `params`) are not resumed: throws Error(usage) that names
+// both.
 std::unique_ptr<rep::CsvWriter> open_csv(const CommonOptions& o, const std::string& file,
                                          const std::vector<std::string>& columns,
                                          const std::vector<std::string>& key_columns);

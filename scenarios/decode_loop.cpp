@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "model/error.h"
+#include "model/mtp_support.h"
 #include "model/rng.h"
 #include "reference/speculative.h"
 
@@ -80,6 +81,7 @@ struct DecodeSession::Impl {
                   "forced acceptance needs greedy decoding and the plain continuation", "decode");
     if (o.drafts > 0 && backend.config().num_nextn_predict_layers < 1)
       throw Error(ExitCode::usage, "speculative decoding needs an MTP module", backend.name());
+    if (o.drafts > 0) model::check_single_mtp(backend.config(), backend.name());
   }
 
   std::span<const float> row(const std::vector<float>& m, int64_t r) const {

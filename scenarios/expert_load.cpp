@@ -4,24 +4,39 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "bench/harness/flags_text.h"
 #include "model/error.h"
 #include "model/rng.h"
 #include "reference/balance.h"
 #include "reports/machine.h"
 #include "scenarios/expert_load_rows.h"
+#include "scenarios/training.h"
 
 namespace v3b::scen {
 namespace {
 
-constexpr const char* kParts[] = {"model", "training", "synthetic"};
+constexpr const char* kParts[] = {"model", "capacity", "training", "synthetic"};
 
 ExpertLoadOptions with_defaults(ExpertLoadOptions o) {
   if (o.parts.empty()) o.parts.assign(std::begin(kParts), std::end(kParts));
   for (const auto& p : o.parts)
     if (std::find(std::begin(kParts), std::end(kParts), p) == std::end(kParts))
-      throw Error(ExitCode::usage, "unknown part", "--parts", "model, training or synthetic",
-                  "'" + p + "'");
+      throw Error(ExitCode::usage, "unknown part", "--parts",
+                  "model, capacity, training or synthetic", "'" + p + "'");
+  if (o.flags.ignore_selection_bias || o.flags.ignore_group_limit)
+    throw Error(ExitCode::usage, "expert-load itself runs with both settings", "--flags",
+                "no ignore_selection_bias, no ignore_group_limit",
+                bench::changed_flags_text(o.flags));
+  if (o.capacity_factors.empty()) o.capacity_factors = {1, 1.25, 1.5, 2};
+  for (const double f : o.capacity_factors)
+    if (!(f > 0 && std::isfinite(f)))
+      throw Error(ExitCode::usage, "bad capacity factor", "--capacity-factors", "more than 0",
+                  fmt::format("{}", f));
+  if (o.drop_policies.empty())
+    o.drop_policies = o.full ? std::vector<std::string>{"slot", "token", "prob"}
+                             : std::vector<std::string>{"slot"};
   if (o.strategies.empty()) o.strategies = {"none", "switch", "sequence", "bias", "bias+sequence"};
   const auto fill = [](auto& v, auto value) {
     if (v == 0) v = value;
@@ -30,6 +45,7 @@ ExpertLoadOptions with_defaults(ExpertLoadOptions o) {
                   fmt::format("{}", v));
   };
   fill(o.tokens, o.full ? int64_t{131072} : int64_t{16384});
+  fill(o.capacity_tokens, o.full ? int64_t{16384} : int64_t{4096});
   fill(o.batch_windows, int64_t{4});
   fill(o.train_steps, o.full ? int64_t{400} : int64_t{80});
   fill(o.train_batch, o.full ? int64_t{8} : int64_t{4});
@@ -60,7 +76,9 @@ const std::vector<std::string>& expert_load_columns() {
       "train_loss", "val_loss", "val_bits_per_byte", "aux_loss", "bias_speed", "tokens_per_s",
       // measured expert layer
       "impl", "isa", "check", "check_reason", "samples", "q1_us", "median_us", "q3_us",
-      "time_over_uniform", "gflop_s", "gb_s", "roof", "pct_of_roof", "repro", "status", "reason"};
+      "time_over_uniform", "gflop_s", "gb_s", "roof", "pct_of_roof", "repro", "status", "reason",
+      // dropping
+      "capacity_factor", "drop_policy", "dropped_pct", "params"};
   return columns;
 }
 
@@ -77,6 +95,14 @@ void set_load(rep::Record& r, const std::vector<int64_t>& load) {
       .set("max_over_mean", m.max_over_mean)
       .set("min_over_mean", m.min_over_mean);
   r.set("cv", m.cv).set("gini", m.gini).set("entropy", m.entropy).set("dead_experts", m.dead);
+}
+
+double ref_max_vio(const std::vector<int64_t>& load) {
+  return ref::load_metrics(static_cast<int64_t>(load.size()), load.data()).max_vio;
+}
+
+void write_row(const ExpertLoadOptions& o, rep::CsvWriter& csv, rep::Record& r) {
+  csv.write(r.set("params", params_text(o)).set(rep::identity("cpu")));
 }
 
 LoadCounter::LoadCounter(int64_t experts, int64_t groups)
@@ -146,12 +172,15 @@ double maxvio_noise_floor(int64_t E, int64_t K, int64_t T, uint64_t seed) {
 
 int run_expert_load(const ExpertLoadOptions& options) {
   const ExpertLoadOptions o = with_defaults(options);
+  check_route_names(o);
+  for (const auto& s : o.strategies) (void)parse_balance(s);
   const auto csv = open_csv(o, "expert_load.csv", expert_load_columns(), expert_load_keys());
   const auto wanted = [&](const char* part) {
     return std::find(o.parts.begin(), o.parts.end(), part) != o.parts.end();
   };
   bool passed = true;
   if (wanted("model")) expert_load_model(o, *csv);
+  if (wanted("capacity")) expert_load_capacity(o, *csv);
   if (wanted("synthetic")) passed = expert_load_routes(o, *csv);
   if (wanted("training")) expert_load_training(o, *csv);
   rep::write_machine_json(o.out);

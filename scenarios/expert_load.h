@@ -1,7 +1,7 @@
 // How evenly the experts are used, and what it costs when they are not (SPEC 1.12, 1.17-1.19): (a)
 // a trained model on held-out text with the selection bias and the group limit on and off, (b)
-// training with each balance strategy, (c) measured expert-layer time on synthetic routes. Writes
-// expert_load.csv; columns in reports/README.md.
+// training with each balance strategy, (c) measured expert-layer time on synthetic routes, (d) the model with
+// a capacity factor and token dropping (1.15). Writes expert_load.csv; columns in reports/README.md.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -14,11 +14,15 @@ namespace v3b::scen {
 
 // Empty lists and zeros take the defaults of --quick or --full.
 struct ExpertLoadOptions : CommonOptions {
-  std::vector<std::string> parts;  // model, training, synthetic
+  std::vector<std::string> parts;  // model, capacity, training, synthetic
   // (a)
   int64_t tokens = 0;         // held-out tokens a setting: 16384 quick, 131072 full
   int64_t window = 0;         // tokens a sequence: min(512, max_position_embeddings)
   int64_t batch_windows = 0;  // sequences of a batch, whose load is MaxVio_batch's: 4
+  // (d)
+  std::vector<double> capacity_factors;    // of SPEC 1.15; nothing dropped is always measured too
+  std::vector<std::string> drop_policies;  // slot, token, prob
+  int64_t capacity_tokens = 0;             // held-out tokens a setting: 4096 quick, 16384 full
   // (b)
   std::vector<std::string> strategies;  // none, switch, sequence, bias, bias+sequence
   std::string train_model;  // preset or config of the trained model; "" : a small one of our own

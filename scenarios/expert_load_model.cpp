@@ -14,62 +14,19 @@
 namespace v3b::scen {
 namespace {
 
-struct Window {
-  std::span<const int32_t> ids;
-  size_t doc;
-  int64_t bytes;  // of ids[1..]
-};
-
 struct Setting {
   bool bias, group_limit;
 };
 
-// Only windows of full length: every batch has the same T, which the noise floor needs.
-std::vector<Window> cut_windows(const TokenSet& set, int64_t window, int64_t tokens,
-                                int64_t batch_windows) {
-  std::vector<Window> all, some;
-  for (size_t d = 0; d < set.docs.size(); ++d) {
-    const std::span<const int32_t> ids(set.docs[d].ids);
-    for (size_t b = 0; b + static_cast<size_t>(window) <= ids.size();
-         b += static_cast<size_t>(window))
-      all.push_back({ids.subspan(b, static_cast<size_t>(window)), d,
-                     std::accumulate(
-                         set.docs[d].token_bytes.begin() + static_cast<std::ptrdiff_t>(b) + 1,
-                         set.docs[d].token_bytes.begin() + static_cast<std::ptrdiff_t>(b) + window,
-                         int64_t{0})});
-  }
-  const auto count = static_cast<int64_t>(all.size());
-  int64_t n = std::min(count, std::max<int64_t>(1, tokens / window));
-  n = n / batch_windows * batch_windows;
-  if (n == 0)
-    throw Error(ExitCode::nothing_ran, "too little text for one batch", set.name,
-                fmt::format("{} windows of {} tokens", batch_windows, window),
-                fmt::format("{}", count));
-  for (int64_t i = 0; i < n; ++i) some.push_back(all[static_cast<size_t>(i * count / n)]);
-  return some;
-}
-
-struct Loss {  // by document, so that settings can be paired
-  std::vector<double> nats, tokens;
-  double total() const { return sum(nats) / sum(tokens); }
-  static double sum(const std::vector<double>& v) {
-    double s = 0;
-    for (const double x : v) s += x;
-    return s;
-  }
-};
-
 struct Measured {
   std::map<int64_t, LoadCounter> layers;  // the MTP layer is num_hidden_layers
-  Loss loss;
+  DocumentLoss loss;
 };
 
-Measured measure(model::Backend& backend, const std::vector<Window>& windows, size_t docs,
+Measured measure(model::Backend& backend, const std::vector<TextWindow>& windows, size_t docs,
                  int64_t batch_windows, bool mtp, Progress& progress) {
   const auto& c = backend.config();
-  Measured m;
-  m.loss.nats.assign(docs, 0);
-  m.loss.tokens.assign(docs, 0);
+  Measured m{{}, DocumentLoss(docs)};
   const auto count = [&](const model::LayerRoutes& r) {
     const auto it = m.layers.try_emplace(r.layer, c.n_routed_experts, c.n_group).first;
     it->second.add(r.idx, r.K);
@@ -85,14 +42,8 @@ Measured measure(model::Backend& backend, const std::vector<Window>& windows, si
         items,
         {.logits = model::LogitsOf::all, .hidden = mtp, .layer_hidden = false, .routes = true});
     for (size_t b = 0; b < results.size(); ++b) {
-      const Window& w = windows[w0 + b];
-      for (const double l : sequence_losses(results[b], c.vocab_size, w.ids)) {
-        if (!std::isfinite(l))
-          throw Error(ExitCode::check_failed, "loss is not finite", "expert-load", "a number",
-                      fmt::format("{}", l));
-        m.loss.nats[w.doc] += l;
-        m.loss.tokens[w.doc] += 1;
-      }
+      const TextWindow& w = windows[w0 + b];
+      m.loss.add(w, sequence_losses(results[b], c.vocab_size, w.ids));
       for (const auto& r : results[b].routes) count(r);
       if (mtp) {
         const auto r =
@@ -111,13 +62,67 @@ Measured measure(model::Backend& backend, const std::vector<Window>& windows, si
 
 }  // namespace
 
+int64_t window_length(const ExpertLoadOptions& o, const model::ModelConfig& c) {
+  return o.window > 0 ? o.window : std::min<int64_t>(512, c.max_position_embeddings);
+}
+
+std::vector<TextWindow> cut_windows(const TokenSet& set, int64_t window, int64_t tokens,
+                                    int64_t batch_windows) {
+  std::vector<TextWindow> all, some;
+  for (size_t d = 0; d < set.docs.size(); ++d) {
+    const std::span<const int32_t> ids(set.docs[d].ids);
+    const auto bytes = set.docs[d].token_bytes.begin();
+    for (size_t b = 0; b + static_cast<size_t>(window) <= ids.size();
+         b += static_cast<size_t>(window)) {
+      const auto first = bytes + static_cast<std::ptrdiff_t>(b);
+      all.push_back({ids.subspan(b, static_cast<size_t>(window)), d,
+                     std::accumulate(first + 1, first + window, int64_t{0})});
+    }
+  }
+  const auto count = static_cast<int64_t>(all.size());
+  int64_t n = std::min(count, std::max<int64_t>(1, tokens / window));
+  n = n / batch_windows * batch_windows;
+  if (n == 0)
+    throw Error(ExitCode::nothing_ran, "too little text for one batch", set.name,
+                fmt::format("{} windows of {} tokens", batch_windows, window),
+                fmt::format("{}", count));
+  for (int64_t i = 0; i < n; ++i) some.push_back(all[static_cast<size_t>(i * count / n)]);
+  return some;
+}
+
+void DocumentLoss::add(const TextWindow& w, const std::vector<double>& losses) {
+  for (const double l : losses) {
+    if (!std::isfinite(l))
+      throw Error(ExitCode::check_failed, "loss is not finite", "expert-load", "a number",
+                  fmt::format("{}", l));
+    nats_[w.doc] += l;
+    tokens_[w.doc] += 1;
+  }
+}
+void DocumentLoss::set(rep::Record& r, double bytes) const {
+  const double nats = std::accumulate(nats_.begin(), nats_.end(), 0.0),
+               tokens = std::accumulate(tokens_.begin(), tokens_.end(), 0.0);
+  r.set("cross_entropy", nats / tokens).set("bits_per_byte", nats / std::log(2.0) / bytes);
+}
+void DocumentLoss::set_change(rep::Record& r, const DocumentLoss& base, uint64_t seed) const {
+  std::vector<double> change, weight;
+  for (size_t d = 0; d < nats_.size(); ++d)
+    if (tokens_[d] > 0) {
+      change.push_back(nats_[d] - base.nats_[d]);
+      weight.push_back(tokens_[d]);
+    }
+  const auto ci = bootstrap_ratio(change, weight, seed);
+  r.set("cross_entropy_change", ci.mean)
+      .set("change_low", ci.interval.low)
+      .set("change_high", ci.interval.high);
+}
+
 void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   const LoadedModel m = load_model(o);
   const auto& c = m.config();
   if (c.n_routed_experts == 0)
     throw Error(ExitCode::bad_input, "model has no experts", m.name, "n_routed_experts > 0", "0");
-  const int64_t window =
-      o.window > 0 ? o.window : std::min<int64_t>(512, c.max_position_embeddings);
+  const int64_t window = window_length(o, c);
   const TokenSet set = load_tokens(o, m, {.min_tokens = window});
   const auto windows = cut_windows(set, window, o.tokens, o.batch_windows);
   const auto T = static_cast<int64_t>(windows.size()) * window, batch = o.batch_windows * window;
@@ -146,16 +151,14 @@ void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   const std::vector<Setting> settings = {
       {true, true}, {false, true}, {true, false}, {false, false}};
   Progress progress("expert-load model", static_cast<double>(T) * 4);
-  Loss base;
+  DocumentLoss base(0);
   for (const Setting& s : settings) {
     rep::Record all = row(s, "all");
     const std::string missing = !s.bias && !has_bias            ? "the router has no selection bias"
                                 : !s.group_limit && !has_groups ? "the router has no group limit"
                                                                 : "";
     if (!missing.empty()) {
-      if (!csv.has(all))
-        csv.write(
-            all.set("status", "unsupported").set("reason", missing).set(rep::identity("cpu")));
+      if (!csv.has(all)) write_row(o, csv, all.set("status", "unsupported").set("reason", missing));
       progress.advance(static_cast<double>(T));
       continue;
     }
@@ -167,8 +170,7 @@ void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
     }
     progress.show(fmt::format("bias {}, group limit {}", s.bias ? "on" : "off",
                               s.group_limit ? "on" : "off"));
-    model::BackendOptions b;
-    b.threads = o.threads;
+    model::BackendOptions b = backend_options(o);
     b.flags.ignore_selection_bias = !s.bias;
     b.flags.ignore_group_limit = !s.group_limit;
     const auto backend = make_backend(o.backend, m.weights, b);
@@ -189,7 +191,7 @@ void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
       vio_batch += counter.maxvio_batch();
       vio_global += std::stod(r.text("maxvio_global"));
       groups += counter.groups_per_token();
-      if (!csv.has(r)) csv.write(r.set(rep::identity("cpu")));
+      if (!csv.has(r)) write_row(o, csv, r);
     }
     const auto layers = static_cast<double>(x.layers.size());
     all.set("batch_tokens", batch)
@@ -198,22 +200,10 @@ void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
     all.set("noise_floor_batch", noise_floor(batch));
     all.set("noise_floor_global", noise_floor(T));
     all.set("groups_per_token", groups / layers);
-    all.set("cross_entropy", x.loss.total())
-        .set("bits_per_byte", Loss::sum(x.loss.nats) / std::log(2.0) / bytes);
-    if (!is_base) {
-      std::vector<double> change, weight;
-      for (size_t d = 0; d < x.loss.nats.size(); ++d)
-        if (x.loss.tokens[d] > 0) {
-          change.push_back(x.loss.nats[d] - base.nats[d]);
-          weight.push_back(x.loss.tokens[d]);
-        }
-      const auto ci = bootstrap_ratio(change, weight, o.seed);
-      all.set("cross_entropy_change", ci.mean)
-          .set("change_low", ci.interval.low)
-          .set("change_high", ci.interval.high);
-    }
+    x.loss.set(all, bytes);
+    if (!is_base) x.loss.set_change(all, base, o.seed);
     if (!m.trained) all.set("reason", "random weights");
-    if (!csv.has(all)) csv.write(all.set("status", "ok").set(rep::identity("cpu")));
+    if (!csv.has(all)) write_row(o, csv, all.set("status", "ok"));
   }
   progress.finish();
 }

@@ -8,6 +8,7 @@
 
 #include "bench/harness/jobs.h"
 #include "bench/harness/run.h"
+#include "bench/harness/shape_io.h"
 #include "bench/ops/registry.h"
 #include "model/error.h"
 #include "scenarios/expert_load_rows.h"
@@ -75,6 +76,10 @@ struct Wanted {
 
 }  // namespace
 
+void check_route_names(const ExpertLoadOptions& o) {
+  for (const auto& name : o.routes) (void)route_keys(name);
+}
+
 bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   const Layer layer = layer_of(o.full);
   std::vector<std::string> routes = o.routes;
@@ -118,8 +123,9 @@ bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
       const auto selected = bench::select_jobs(
           ops, {.ops = {kOp},
                 .impls = {kHow},
-                .cases = {fmt::format("T={},d={},m={},E={},K={},shared_m={}{}", T, layer.d, layer.m,
-                                      layer.E, layer.K, layer.shared_m, keys)},
+                .cases = {fmt::format("T={},d={},m={},E={},K={},shared_m={},moe_accum={}{}", T,
+                                      layer.d, layer.m, layer.E, layer.K, layer.shared_m,
+                                      bench::field_to_text(o.flags.moe_accum), keys)},
                 .cache = "cold"});
       if (selected.empty()) throw Error(ExitCode::nothing_ran, "no such job", kOp, kHow);
       wanted.push_back({std::move(r), selected[0].info.text, T, name == "uniform"});
@@ -157,7 +163,7 @@ bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
       }
       const bool ran = t.status == "passed" || t.status == "suspect";
       r.set("status", ran ? "ok" : t.status).set("reason", ran ? "" : t.reason);
-      csv.write(r.set(rep::identity("cpu")));
+      write_row(o, csv, r);
     }
   });
   return passed;

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "bench/harness/flags_text.h"
 #include "model/corpus.h"
 #include "model/error.h"
 #include "model/tokenizer.h"
@@ -50,6 +51,15 @@ std::string write_config(const ExpertLoadOptions& o, const model::ModelConfig& c
 
 void expert_load_training(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   for (const auto& s : o.strategies) (void)parse_balance(s);
+  if (const auto flags = bench::changed_flags_text(o.flags); !flags.empty()) {
+    for (const auto& s : o.strategies) {
+      rep::Record r;
+      r.set("part", "training").set("tokens_from", "train").set("strategy", s).set("layer", "all");
+      r.set("status", "unsupported").set("reason", "training's forward pass takes no flags");
+      if (!csv.has(r)) write_row(o, csv, r);
+    }
+    return;
+  }
   const std::string tokenizer = model::model_dir() + "/tiny-v3/tokenizer.model";
   TrainOptions t;
   model::ModelConfig c;
@@ -110,7 +120,7 @@ void expert_load_training(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
       if (t.balance == Balance::bias || t.balance == Balance::bias_sequence)
         r.set("bias_speed", o.bias_speed);
       r.set("tokens_per_s", x.tokens_per_s).set("status", "ok");
-      csv.write(r.set(rep::identity("cpu")));
+      write_row(o, csv, r);
     };
     int64_t seen = 0;
     t.on_row = [&](const TrainRow& x) {  // the last row waits for the last validation
@@ -122,7 +132,8 @@ void expert_load_training(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
     };
     const TrainResult result = train(t);
     if (result.interrupted) {
-      std::raise(SIGINT);  // training had taken the signal; the caller's own handling goes on
+      std::raise(
+          result.signal);  // training had taken the signal; the caller's own handling goes on
       return;
     }
     write(result.rows.back(), result.validation.loss(), result.validation.bits_per_byte());

@@ -14,6 +14,7 @@
 #include "bench/ops/registry.h"
 #include "model/error.h"
 #include "reports/machine.h"
+#include "scenarios/backend_factory.h"
 #include "scenarios/kv_cache_step.h"
 
 namespace v3b::scen {
@@ -32,7 +33,7 @@ const std::vector<std::string> kColumns = {
     // the decode step
     "step_impl", "step_isa", "step_status", "step_reason", "step_samples", "step_q1_us",
     "step_median_us", "step_q3_us", "step_gb_s", "step_roof", "step_pct_of_roof", "step_repro",
-    "status", "reason"};
+    "status", "reason", "params"};
 const std::vector<std::string> kKeys = {"kind",    "preset", "form",        "dtype",
                                         "context", "batch",  "memory_bytes"};
 
@@ -166,7 +167,7 @@ class Run {
           if (!csv_->has(r)) {
             if (o_.measure_memory && r.text("status") == "ok")
               add_memory(r, o_, p, f, e, context, batch);
-            csv_->write(r.set(rep::identity("cpu")));
+            write(r);
           }
           progress.advance(1);
         }
@@ -188,7 +189,7 @@ class Run {
                   longest_context(memory,
                                   model::kv_cache_bytes_per_token(f.scheme, p.config, e, f.groups),
                                   batch, o_.page));
-          if (!csv_->has(r)) csv_->write(r.set(rep::identity("cpu")));
+          if (!csv_->has(r)) write(r);
         }
     });
   }
@@ -213,13 +214,13 @@ class Run {
             .set("form", "mla")
             .set("dtype", model::kv_elem_name(e));
         r.set("status", "unsupported").set("reason", missing);
-        if (!csv_->has(r)) csv_->write(r.set(rep::identity("cpu")));
+        if (!csv_->has(r)) write(r);
         continue;
       }
       for (const int64_t context : o_.run_contexts) {
         rep::Record r = formula_row("run", p, parse_kv_form("mla"), e, context, 1);
         if (csv_->has(r)) continue;
-        const auto x = measure_backend(*m, o_.backend, e, context, o_.page);
+        const auto x = measure_backend(*m, o_.backend, e, context, o_.page, o_.flags);
         r.set("page_rows", o_.page);
         if (x.reason.empty()) {
           r.set("measured_layers", x.layers).set("measured_sequences", x.sequences);
@@ -229,7 +230,7 @@ class Run {
         } else {
           r.set("unmeasured_reason", x.reason);
         }
-        csv_->write(r.set(rep::identity("cpu")));
+        write(r);
       }
     }
   }
@@ -248,13 +249,13 @@ class Run {
             for (const auto& f : forms_) {
               rep::Record r = formula_row("step", p, f, e, context, batch);
               if (csv_->has(r)) continue;
-              const StepCase s = step_case(f, e, p.config, context, batch, o_.page);
+              const StepCase s = step_case(f, e, p.config, context, batch, o_.page, o_.flags);
               std::string reason = r.text("reason");
               if (reason.empty()) reason = s.reason;
               if (reason.empty()) reason = step_memory_problem(ops, s, o_.step_gb);
               if (!reason.empty()) {
                 r.set("step_status", "unsupported").set("step_reason", reason);
-                csv_->write(r.set(rep::identity("cpu")));
+                write(r);
                 continue;
               }
               const auto selected = bench::select_jobs(
@@ -275,8 +276,7 @@ class Run {
       bench::run_jobs(groups, run, nullptr, [&](const rep::Row& t) {
         passed = passed && t.status != "failed" && t.status != "error";
         for (size_t i = 0; i < rows.size(); ++i)
-          if (jobs[i] == t.op + "/" + t.case_text)
-            csv_->write(add_step(rows[i], t).set(rep::identity("cpu")));
+          if (jobs[i] == t.op + "/" + t.case_text) write(add_step(rows[i], t));
       });
     return passed;
   }
@@ -284,6 +284,9 @@ class Run {
   const rep::CsvWriter& csv() const { return *csv_; }
 
  private:
+  void write(rep::Record& r) {
+    csv_->write(r.set("params", params_text(o_)).set(rep::identity("cpu")));
+  }
   template <class F>
   void each(const F& f) {
     for (const auto& p : presets_)
@@ -302,6 +305,13 @@ class Run {
 
 int run_kv_cache(const KvCacheOptions& options) {
   const KvCacheOptions o = with_defaults(options);
+  if (o.measure_memory) {  // said before the formulas, not after
+    (void)backend_name(o.backend, "");
+    if (o.model.starts_with("random:"))
+      (void)model::load_preset(o.model.substr(7));
+    else if (!o.model.empty())
+      (void)model::load_config(o.model);
+  }
   Run run(o);
   run.fits();
   run.sizes();

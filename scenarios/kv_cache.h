@@ -60,9 +60,12 @@ struct MeasuredCache {
 };
 MeasuredCache measure_cache(int64_t row_bytes, int64_t context, int64_t layers, int64_t sequences,
                             int64_t page, int64_t limit_bytes);
+// The cache format of a dtype: the 8-bit record for fp8 (flags.kv_format if that is one), else bf16,
+// which stands for the backend's own dtype.
+spec::KvFormat cache_format(model::KvElem e, const spec::Flags& flags);
 // The same figures of a real sequence: `backend` reads `context` tokens (any ids) with the model.
 MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, model::KvElem e,
-                              int64_t context, int64_t page);
+                              int64_t context, int64_t page, const spec::Flags& flags = {});
 int64_t resident_bytes();  // of this process, by /proc
 
 }  // namespace v3b::scen

@@ -10,8 +10,13 @@
 
 namespace v3b::scen {
 
+spec::KvFormat cache_format(model::KvElem e, const spec::Flags& flags) {
+  if (e != model::KvElem::fp8) return spec::KvFormat::bf16;
+  return flags.kv_format == spec::KvFormat::bf16 ? spec::KvFormat::fp8_656_pow2 : flags.kv_format;
+}
+
 MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, model::KvElem e,
-                              int64_t context, int64_t page) {
+                              int64_t context, int64_t page, const spec::Flags& flags) {
   MeasuredCache r;
   const std::string name = backend_name(backend, "");
   const bool record = e == model::KvElem::fp8;
@@ -24,7 +29,8 @@ MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, 
   model::BackendOptions o;
   o.max_context = context;
   o.page_size = page;
-  if (record) o.flags.kv_format = spec::KvFormat::fp8_656_pow2;
+  o.flags = flags;
+  o.flags.kv_format = cache_format(e, flags);
   const auto b = make_backend(name, m.weights, o);
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < context; ++i)

@@ -3,21 +3,23 @@
 #include <fmt/format.h>
 
 #include "bench/harness/check.h"
+#include "bench/harness/shape_io.h"
 #include "model/error.h"
 
 namespace v3b::scen {
 
 StepCase step_case(const KvForm& f, model::KvElem e, const model::ModelConfig& c, int64_t context,
-                   int64_t batch, int64_t page) {
+                   int64_t batch, int64_t page, const spec::Flags& flags) {
   using model::KvElem, model::KvScheme;
   const int64_t n_h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_r = c.qk_rope_head_dim;
   if (e == KvElem::f16) return {.reason = "no attention kernel of the CPU backend reads float16"};
   const char* dtype = e == KvElem::f32 ? "f32" : "bf16";
   if (f.scheme == KvScheme::mla)
     return {"mla_decode", "cpu_simd",
-            fmt::format("B={},s={},n_h={},d_c={},d_r={},page={},dtype={},kv_format={}", batch,
-                        context, n_h, c.kv_lora_rank, d_r, page, dtype,
-                        e == KvElem::fp8 ? "fp8_656_pow2" : "bf16"),
+            fmt::format("B={},s={},n_h={},d_c={},d_r={},page={},dtype={},kv_format={},empty_lse={}",
+                        batch, context, n_h, c.kv_lora_rank, d_r, page, dtype,
+                        bench::field_to_text(cache_format(e, flags)),
+                        bench::field_to_text(flags.empty_lse)),
             ""};
   if (e == KvElem::fp8)
     return {.reason =

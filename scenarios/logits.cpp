@@ -43,7 +43,9 @@ std::vector<int32_t> parse_token_ids(const std::string& text, const std::string&
     while (end < text.size() && !separator(text[end])) ++end;
     const std::string place = fmt::format("{}, line {}, column {} (token {})", where, line,
                                           i - line_start + 1, ids.size());
-    const std::string word = text.substr(i, std::min<size_t>(end - i, 40));
+    std::string word = text.substr(i, std::min<size_t>(end - i, 40));
+    for (char& c : word)  // a binary file: the message stays one line of text
+      if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) > 0x7e) c = '?';
     int64_t id = 0;
     const auto r = std::from_chars(text.data() + i, text.data() + end, id);
     if (r.ec == std::errc::invalid_argument || r.ptr != text.data() + end)

@@ -10,8 +10,10 @@
 #include <map>
 #include <set>
 
+#include "bench/harness/shape_io.h"
 #include "model/error.h"
 #include "model/hash.h"
+#include "model/mtp_support.h"
 #include "reference/speculative.h"
 #include "reports/machine.h"
 #include "scenarios/backend_factory.h"
@@ -76,7 +78,8 @@ class Run {
     const auto& c = model_.config();
     if (c.num_nextn_predict_layers < 1)
       throw Error(ExitCode::bad_input, "the model has no MTP module", model_.name,
-                  "num_nextn_predict_layers of 1 or more", "0");
+                  "num_nextn_predict_layers of 1", "0");
+    model::check_single_mtp(c, model_.name);
     const int64_t most = *std::max_element(o_.drafts.begin(), o_.drafts.end());
     if (o_.prompt_tokens + o_.max_new + most > c.max_position_embeddings)
       throw Error(ExitCode::usage, "prompt and continuation do not fit the context",
@@ -94,9 +97,7 @@ class Run {
         earlier_row_[row_key(earlier_->record(i))] = i;
     }
     csv_ = open_csv(o_, "mtp_decoding.csv", kMtpColumns, kMtpKeys);
-    model::BackendOptions b;
-    b.threads = o_.threads;
-    backend_ = make_backend(o_.backend, model_.weights, b);
+    backend_ = make_backend(o_.backend, model_.weights, backend_options(o_));
   }
 
   // Returns true when speculation never changed what is emitted.
@@ -183,9 +184,10 @@ class Run {
     r.set("decoding", m.greedy ? "greedy" : "sampled");
     if (!m.greedy) r.set("temperature", m.temperature).set("top_p", o_.top_p);
     if (drafts > 0) r.set("drafts", drafts);
-    return r.set("params", fmt::format("seed={};threads={};mtp_hidden=post_norm;mtp_concat=emb_h;"
-                                       "recycle=post_norm;stop_at_eos=1",
-                                       o_.seed, o_.threads));
+    return r.set("params", fmt::format("{};mtp_hidden={};mtp_concat={};recycle={};stop_at_eos=1",
+                                       params_text(o_), bench::field_to_text(o_.flags.mtp_hidden),
+                                       bench::field_to_text(o_.flags.mtp_concat),
+                                       bench::field_to_text(o_.flags.mtp_hidden)));
   }
   static std::string row_key(const rep::Record& r) {
     std::string k;

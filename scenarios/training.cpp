@@ -1,5 +1,6 @@
 #include "scenarios/training.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -10,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "kernels/core/cpu.h"
 #include "kernels/train/step.h"
 #include "model/error.h"
 #include "model/weights.h"
@@ -25,7 +27,10 @@ namespace kt = kern::train;
 using Clock = std::chrono::steady_clock;
 
 volatile std::sig_atomic_t g_stop = 0;
-void on_signal(int) { g_stop = 1; }
+void on_signal(int signal) {
+  if (g_stop != 0) _exit(128 + signal);  // asked twice: at once, the last state stays
+  g_stop = signal;
+}
 
 class SignalGuard {  // SIGINT and SIGTERM ask the loop to finish its step
  public:
@@ -215,7 +220,9 @@ TrainResult train(const TrainOptions& o) {
     if (ec) throw Error(ExitCode::cannot_write, "cannot create", o.out_dir, "", ec.message());
   }
   if (o.resume) state = load_state(o.out_dir, fingerprint, *step);
-  TrainLog csv(files ? o.out_dir + "/train.csv" : "", o.resume, state.step);
+  TrainLog csv(files ? o.out_dir + "/train.csv" : "", o.resume, state.step,
+               fmt::format("seed={};threads={};flags=default;balance={};exact={}", o.seed,
+                           kern::num_threads(), balance_name(o.balance), o.exact ? 1 : 0));
 
   const bool sequence = o.balance == Balance::sequence || o.balance == Balance::bias_sequence;
   const bool use_bias = o.balance == Balance::bias || o.balance == Balance::bias_sequence;
@@ -328,6 +335,7 @@ TrainResult train(const TrainOptions& o) {
     state.seconds = before + seconds_since(start);
   }
   result.interrupted = g_stop != 0 && share_done() < 1;
+  if (result.interrupted) result.signal = g_stop;
   double busy = 0;
   for (const TrainRow& r : result.rows) busy += 1 / r.tokens_per_s;
   if (busy > 0) result.tokens_per_s = static_cast<double>(result.rows.size()) / busy;
@@ -340,9 +348,11 @@ TrainResult train(const TrainOptions& o) {
 int run_train(const TrainOptions& o) {
   const TrainResult r = train(o);
   if (r.interrupted) {
-    std::printf("interrupted after step %lld; state written, continue with --resume\n",
-                r.rows.empty() ? 0LL : static_cast<long long>(r.rows.back().step));
-    return 0;
+    std::fprintf(stderr, "v3bench: interrupted after step %lld; %s\n",
+                 r.rows.empty() ? 0LL : static_cast<long long>(r.rows.back().step),
+                 o.out_dir.empty() ? "nothing was kept (no --out)"
+                                   : "state written, continue with --resume");
+    return 128 + r.signal;
   }
   std::printf("trained %lld tokens in %.0f s: %.0f tokens/s, %.1f GFLOP/s (%.2f MFLOP a token)",
               static_cast<long long>(r.rows.empty() ? 0 : r.rows.back().tokens),

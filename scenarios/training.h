@@ -93,6 +93,7 @@ struct TrainResult {
   std::vector<TrainRow> rows;
   EvalResult validation;  // at the end, over all of the validation split
   bool interrupted = false;
+  int signal = 0;                     // the one that interrupted it
   double flops_per_token = 0;         // by formula, forward and backward
   double gemm_gflops = 0;             // this machine's best large GEMM, measured before the run
   double predicted_tokens_per_s = 0;  // at kPredictedShare of it

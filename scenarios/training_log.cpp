@@ -16,7 +16,8 @@ const std::vector<std::string>& columns() {
       "step",         "tokens",        "seconds",           "loss",
       "mtp_loss",     "bits_per_byte", "val_loss",          "val_bpb",
       "lr",           "grad_norm",     "maxvio_batch_mean", "maxvio_max",
-      "tokens_per_s", "aux_loss",      "val_mtp_loss",      "val_mtp_agree"};
+      "tokens_per_s", "aux_loss",      "val_mtp_loss",      "val_mtp_agree",
+      "params"};
   return c;
 }
 
@@ -36,7 +37,8 @@ void check_count(const char* flag, int64_t v, int64_t least) {
 
 }  // namespace
 
-TrainLog::TrainLog(const std::string& path, bool resume, int64_t last_step) {
+TrainLog::TrainLog(const std::string& path, bool resume, int64_t last_step, std::string params)
+    : params_(std::move(params)) {
   if (path.empty()) return;
   const std::string dir = std::filesystem::path(path).parent_path().string();
   rep::write_machine_json(dir.empty() ? "." : dir);
@@ -51,8 +53,7 @@ TrainLog::TrainLog(const std::string& path, bool resume, int64_t last_step) {
     }
   }
   csv_ = std::make_unique<rep::CsvWriter>(path, rep::with_identity(columns()),
-                                          std::vector<std::string>{"step"}, resume, "step",
-                                          std::move(later));
+                                          std::vector<std::string>{"step"}, resume, "step", later);
 }
 
 void TrainLog::add(const TrainRow& r) {
@@ -65,6 +66,7 @@ void TrainLog::add(const TrainRow& r) {
   x.set("maxvio_batch_mean", r.maxvio_batch_mean).set("maxvio_max", r.maxvio_max);
   x.set("tokens_per_s", r.tokens_per_s).set("aux_loss", r.aux_loss);
   x.set("val_mtp_loss", measured(r.val_mtp_loss)).set("val_mtp_agree", measured(r.val_mtp_agree));
+  x.set("params", params_);
   csv_->write(x);
 }
 

@@ -13,10 +13,12 @@ class TrainLog {
  public:
   // "": nothing is written. Resuming keeps the rows up to last_step (in any column order; columns
   // that the file lacks become blank) and drops those after it: they are made again.
-  TrainLog(const std::string& path, bool resume, int64_t last_step);
+  // params: of every row.
+  TrainLog(const std::string& path, bool resume, int64_t last_step, std::string params = "");
   void add(const TrainRow& r);
 
  private:
+  std::string params_;
   std::unique_ptr<rep::CsvWriter> csv_;
 };
 

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <map>
 
+#include "bench/harness/flags_text.h"
 #include "model/error.h"
 #include "model/hash.h"
 #include "model/params.h"
@@ -59,7 +60,7 @@ YarnOptions with_defaults(YarnOptions o, int64_t L) {
   set_default<Names>(o.finetune_variants, {"none", "pi", "yarn"}, {"none", "pi", "ntk", "yarn"},
                      o.full);
   if (o.finetune_factor == 0)
-    o.finetune_factor = static_cast<double>(o.length) / static_cast<double>(L);
+    o.finetune_factor = std::max(1.0, static_cast<double>(o.length) / static_cast<double>(L));
   const auto positive = [](int64_t v, const char* flag, int64_t least = 1) {
     if (v < least)
       throw Error(ExitCode::usage, "bad value", flag, fmt::format("{} or more", least),
@@ -118,6 +119,9 @@ class Run {
     if (o_.finetune > 0 && model_.path.empty())
       throw Error(ExitCode::usage, "fine-tuning starts from a checkpoint", "--finetune",
                   "--model with a folder", model_.name);
+    if (o_.finetune > 0 && !bench::changed_flags_text(o_.flags).empty())
+      throw Error(ExitCode::usage, "training's forward pass takes no flags", "--finetune, --flags",
+                  "one of the two", bench::changed_flags_text(o_.flags));
     if (o_.finetune > 0)
       for (const auto& v : o_.finetune_variants)
         check_finetune_variant(context_variant(v, L_, o_.finetune_factor));
@@ -141,11 +145,11 @@ class Run {
   bool run() {
     for (const auto& name : o_.variants) {
       if (!context_variant(name, L_, 1).has_factor) {
-        add_cell(model_.weights, weights_id_, 0, context_variant(name, L_, 1));
+        add_cell(model_.weights, weights_id_, 0, context_variant(name, L_, 1, o_.flags));
         continue;
       }
       for (const double f : o_.factors)
-        add_cell(model_.weights, weights_id_, 0, context_variant(name, L_, f));
+        add_cell(model_.weights, weights_id_, 0, context_variant(name, L_, f, o_.flags));
     }
     Progress progress("yarn-perplexity", total_work());
     for (auto& c : cells_) measure(c, progress);
@@ -183,7 +187,7 @@ class Run {
     if (c.finetune_steps > 0)
       r.set("finetune_contexts", contexts_text())
           .set("finetune_tokens_per_step", o_.finetune_tokens);
-    r.set("variant", c.variant.name).set("params", c.variant.params());
+    r.set("variant", c.variant.name).set("params", c.variant.params() + ";" + params_text(o_));
     if (c.variant.has_factor) r.set("factor", c.variant.scaling.factor);
     return r.set("trained_context", L_);
   }
@@ -347,7 +351,7 @@ class Run {
         c.weights_id = id;
         // The factor that just covers the window.
         const double factor = std::max(1.0, static_cast<double>(seen) / static_cast<double>(L_));
-        c.variant = context_variant(name, L_, factor);
+        c.variant = context_variant(name, L_, factor, o_.flags);
         auto r = row("window", c);
         r.set("docs", static_cast<int64_t>(docs)).set("bin_begin", int64_t{0}).set("bin_end", N);
         r.set("window", seen).set("stride", S);

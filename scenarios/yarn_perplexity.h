@@ -42,7 +42,7 @@ int run_yarn_perplexity(const YarnOptions& o);
 struct ContextVariant {
   std::string name;
   model::RopeScaling scaling;  // original_max_position_embeddings = L always given
-  spec::Flags flags;           // yarn_ramp
+  spec::Flags flags;           // of the forward pass, yarn_ramp by variant
   bool has_factor = true;      // s is a parameter (else it follows the length, or there is none)
   bool dynamic = false;        // rotations follow the current length l
   std::string params() const;  // for the `params` column
@@ -50,8 +50,10 @@ struct ContextVariant {
 // none, pi, ntk, dynamic-ntk, dynamic-ntk-alpha, ntk-by-parts, yarn, yarn-no-temp, yarn-paper-ramp,
 // yarn-cos-sin, dynamic-yarn.
 const std::vector<std::string>& context_variant_names();
-// L: the trained context. Throws Error(usage) naming the legal names, or on a factor below 1.
-ContextVariant context_variant(const std::string& name, int64_t L, double factor);
+// L: the trained context. `flags` are the other choices of the forward pass; yarn-paper-ramp sets its
+// own ramp. Throws Error(usage) naming the legal names, or on a factor below 1.
+ContextVariant context_variant(const std::string& name, int64_t L, double factor,
+                               const spec::Flags& flags = {});
 // The same rotations as a dynamic variant has at current length l (SPEC 1.4.3), as a static
 // variant: base' and s do not depend on the position, so a table for l serves every pass of a
 // document. Static variants return themselves.

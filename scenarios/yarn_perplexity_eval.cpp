@@ -5,6 +5,7 @@
 #include <cmath>
 #include <thread>
 
+#include "bench/harness/shape_io.h"
 #include "model/error.h"
 #include "scenarios/backend_factory.h"
 #include "scenarios/yarn_perplexity.h"
@@ -21,9 +22,11 @@ const std::vector<std::string>& context_variant_names() {
   return names;
 }
 
-ContextVariant context_variant(const std::string& name, int64_t L, double factor) {
+ContextVariant context_variant(const std::string& name, int64_t L, double factor,
+                               const spec::Flags& flags) {
   ContextVariant v;
   v.name = name;
+  v.flags = flags;
   auto& s = v.scaling;
   s.original_max_position_embeddings = L;
   s.factor = factor;
@@ -90,7 +93,7 @@ std::string ContextVariant::params() const {
     p += fmt::format(";temperature={};mscale={};mscale_all_dim={}", scaling.temperature ? 1 : 0,
                      scaling.mscale, scaling.mscale_all_dim);
   if (dynamic) p += ";dynamic=1";
-  return p + ";yarn_when=always";
+  return p + ";yarn_when=" + bench::field_to_text(flags.yarn_when);
 }
 
 ContextVariant at_length(const ContextVariant& v, int64_t l) {

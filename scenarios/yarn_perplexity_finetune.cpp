@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -14,6 +15,15 @@
 namespace v3b::scen {
 
 namespace fs = std::filesystem;
+
+namespace {
+std::string read_line(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+}  // namespace
 
 void check_finetune_variant(const ContextVariant& v) {
   if (v.dynamic || v.flags.yarn_ramp != spec::YarnRamp::index)
@@ -31,8 +41,12 @@ std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
     t.out_dir =
         fmt::format("{}/{}-x{}-{}steps-{}", out, v.name, v.scaling.factor, o.finetune, context);
     const std::string done = t.out_dir + "/export-latest";
+    const std::string marker = t.out_dir + "/finished",
+                      settings = fmt::format("tokens={};lr={};seed={};from={}", o.finetune_tokens,
+                                             o.finetune_lr, o.seed, from);
     std::error_code ec;
-    if (!(o.resume && fs::exists(t.out_dir + "/finished", ec))) {
+    if (!(o.resume && read_line(marker) == settings)) {
+      fs::remove(marker, ec);  // of an earlier run: what follows may be interrupted
       t.init_dir = from;
       t.rope_scaling = v.scaling;
       t.context = context;
@@ -52,10 +66,14 @@ std::string finetune_variant(const YarnOptions& o, const std::string& model_dir,
       t.resume = o.resume && fs::exists(t.out_dir + "/state.json", ec);
       fmt::print(stderr, "fine-tuning {} x{}, phase {}: {} steps of {} x {} tokens\n", v.name,
                  v.scaling.factor, phase + 1, t.steps, t.batch, context);
-      if (train(t).interrupted)
+      const TrainResult tuned = train(t);
+      if (tuned.interrupted) {
+        std::raise(
+            tuned.signal);  // training had taken the signal; the command's own handling goes on
         throw Error(ExitCode::nothing_ran, "fine-tuning was interrupted", t.out_dir,
                     "--resume to go on");
-      std::ofstream(t.out_dir + "/finished") << "1\n";
+      }
+      std::ofstream(marker) << settings << "\n";
     }
     from = done;
   }

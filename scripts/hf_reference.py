@@ -238,6 +238,31 @@ def _router_hook(store, layer):
 
 
 @torch.no_grad()
+def moe_block(loaded, ids, layer, tokens, columns):
+    """One expert layer in the model's own dtype: routes, every chosen expert's output (weight 1, nothing
+    added), what the layer makes of them, and with the shared expert. The first `tokens` and `columns`."""
+    mlp, seen = loaded.model.model.layers[layer].mlp, {}
+
+    def hook(module, args, output):
+        seen["x"], seen["y"] = args[0].detach(), output.detach()
+
+    h = mlp.register_forward_hook(hook)
+    loaded.model(input_ids=torch.tensor([ids]), use_cache=False)
+    h.remove()
+    x = seen["x"].reshape(-1, seen["x"].shape[-1])
+    _, weight, idx = mlp.gate(seen["x"])
+    routed = mlp.experts(x, idx, weight)
+    shared = mlp.shared_experts(x)
+    if not torch.equal(routed + shared, seen["y"].reshape(routed.shape)):
+        raise RuntimeError("the layer is not routed + shared")
+    one = torch.ones_like(weight[:, :1])
+    out = torch.stack([mlp.experts(x, idx[:, k:k + 1].contiguous(), one) for k in range(idx.shape[1])], 1)
+    return {"idx": idx[:tokens].to(torch.int32), "weight": weight[:tokens].float(),
+            "out": out[:tokens, :, :columns], "routed": routed[:tokens, :columns],
+            "shared": shared[:tokens, :columns], "y": (routed + shared)[:tokens, :columns]}
+
+
+@torch.no_grad()
 def forward(loaded, ids):
     """Dictionary of tensors: logits, hidden.<l>, hidden_final, routes.<l>.{idx,weight} (input dtype)."""
     model = loaded.model

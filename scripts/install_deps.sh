@@ -7,7 +7,7 @@ sudo=""; if [ "$(id -u)" -ne 0 ]; then sudo="sudo"; fi
 
 packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-pip xz-utils
   libbenchmark-dev libeigen3-dev libhwy-dev libsentencepiece-dev sentencepiece libcli11-dev libfmt-dev
-  nlohmann-json3-dev libgtest-dev libfccp-dev clang-format)
+  nlohmann-json3-dev libgtest-dev libfccp-dev)
 missing=()
 for p in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")

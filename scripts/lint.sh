@@ -3,19 +3,33 @@
 # anything is found. Changes no file. clang-tidy needs a configured build (build/ci or build/release, or $BUILD).
 #   scripts/lint.sh                      everything (clang-tidy takes long)
 #   scripts/lint.sh --format             clang-format only
+#   scripts/lint.sh --install [...]      first installs what is missing of the two (Debian packages clang-format, clang-tidy)
 #   scripts/lint.sh scenarios/logits.cpp model/config.h
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-tidy=1
-if [ "${1:-}" = --format ]; then tidy=0; shift; fi
+tidy=1; install=0
+while :; do
+  case ${1:-} in
+    --format) tidy=0; shift ;;
+    --install) install=1; shift ;;
+    *) break ;;
+  esac
+done
 if [ $# -gt 0 ]; then files=("$@"); else
   mapfile -t files < <(find bench kernels model reference reports scenarios tests -name '*.h' -o -name '*.cpp' | sort)
 fi
 for f in "${files[@]}"; do [ -f "$f" ] || { echo "lint.sh: $f: no such file" >&2; exit 66; }; done
-for tool in clang-format clang-tidy; do
-  command -v $tool >/dev/null || { echo "lint.sh: $tool is missing; apt-get install clang-format clang-tidy" >&2; exit 66; }
-done
+tools=(clang-format)
+if [ $tidy = 1 ]; then tools+=(clang-tidy); fi
+missing=()
+for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+if [ ${#missing[@]} -gt 0 ]; then
+  [ $install = 1 ] || { echo "lint.sh: missing: ${missing[*]}; scripts/lint.sh --install gets them" >&2; exit 66; }
+  sudo=""; if [ "$(id -u)" -ne 0 ]; then sudo="sudo"; fi
+  $sudo apt-get update -qq
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
 
 unclean=0
 for f in "${files[@]}"; do

@@ -397,10 +397,19 @@ def tiny_v3(model_dir, folder):
     print(f"tiny_v3: margin {margin:.2e}")
 
 
+def moe_accum(model_dir, folder):
+    """How transformers sums experts (index_add_ in bf16): one layer of the shipped model, computed in bf16."""
+    ids = [int(x) for x in (folder / "tokens.txt").read_text().split()]
+    model = hf.load(model_dir, "bf16")
+    store(folder / "moe_accum.safetensors", hf.moe_block(model, ids, layer=1, tokens=24, columns=32))
+    hf.close(model)
+    print("tiny_v3/moe_accum.safetensors")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", type=Path, required=True)
-    ap.add_argument("--only", nargs="*", help="only these cases (also: rope_tables, tiny_v3)")
+    ap.add_argument("--only", nargs="*", help="only these cases (also: rope_tables, tiny_v3, moe_accum)")
     ap.add_argument("--tiny-v3", type=Path, help="model/tiny-v3: write tiny_v3/ when the folder exists")
     ap.add_argument("--legacy-python", help="python with transformers 4.57, for the cross-checks")
     a = ap.parse_args()
@@ -409,7 +418,7 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     wanted = set(a.only or [])
-    unknown = wanted - set(CASES) - {"rope_tables", "tiny_v3"}
+    unknown = wanted - set(CASES) - {"rope_tables", "tiny_v3", "moe_accum"}
     if unknown:
         sys.exit(f"unknown cases: {sorted(unknown)}; known: {sorted(CASES)}")
     a.out.mkdir(parents=True, exist_ok=True)
@@ -420,6 +429,8 @@ def main():
         rope_tables(a.out / "rope_tables.json")
     if a.tiny_v3 and (a.tiny_v3 / "config.json").exists() and (not wanted or "tiny_v3" in wanted):
         tiny_v3(a.tiny_v3, a.out / "tiny_v3")
+    if a.tiny_v3 and (a.out / "tiny_v3/tokens.txt").exists() and (not wanted or wanted & {"tiny_v3", "moe_accum"}):
+        moe_accum(a.tiny_v3, a.out / "tiny_v3")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,11 @@ class Cli : public ::testing::Test {
 const char* kSmall = "--op rmsnorm --case T=3,d=37,dtype=f32";
 
 TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
-  expect_one_line("bench --qick", 64, {"--qick"});
-  expect_one_line("chek", 64, {"chek"});
+  expect_one_line("bench --qick", 64, {"--qick", "did you mean --quick?", "v3bench bench --help"});
+  expect_one_line("scenario kv-cache --ful", 64, {"--ful", "did you mean --full?"});
+  expect_one_line("train --lrr=3", 64, {"unknown option '--lrr'", "did you mean --lr?"});
+  expect_one_line("check --nothing-like-it", 64, {"unknown option '--nothing-like-it'"});
+  expect_one_line("chek", 64, {"chek", "did you mean check?"});
   expect_one_line("", 64, {"subcommand"});
   expect_one_line("check --op rmsnrm", 64, {"rmsnrm", "rmsnorm"});
   expect_one_line("check --op rmsnorm --impl cpu_fast", 64, {"cpu_fast", "cpu_simd"});
@@ -81,8 +84,48 @@ TEST_F(Cli, UsageErrorsAreOneLineAnd64) {
   expect_one_line("check --quick --full", 64, {"--quick"});
   expect_one_line("check --threads many", 64, {"many"});
   expect_one_line("compare only_one", 64, {"NEW"});
-  expect_one_line("scenario kv-cahce", 64, {"kv-cahce"});
+  expect_one_line("scenario kv-cahce", 64, {"kv-cahce", "did you mean kv-cache?"});
+  expect_one_line("bench --op rmsnorm --case T=3 --min-time nan", 64, {"--min-time", "nan"});
+  expect_one_line("compare a b --threshold nan", 64, {"--threshold", "nan"});
+  expect_one_line("generate --max-new 1", 64, {"--prompt"});
   expect_one_line("scenario kv-cache --contexts 1:x", 64, {"--contexts", "x"});
+}
+
+// --flags in every scenario: refused when unknown, in every row's params, never mixed by --resume.
+TEST_F(Cli, ScenarioFlags) {
+  std::ofstream text(dir_ + "/text.txt");
+  for (int i = 0; i < 400; ++i) text << "Line " << i * i % 97 << " of keys, values and experts.\n";
+  text.close();
+  const std::string common = " --model random:train --text text.txt --out ";
+  const std::pair<const char*, std::string> scenarios[] = {
+      {"kv-cache", "--presets micro --contexts 64 --run-contexts 64 --no-step"},
+      {"expert-load", "--parts model --tokens 256 --window 64 --batch-windows 2"},
+      {"yarn-perplexity",
+       "--variants none,yarn --factors 2 --length 96 --docs 1 --windows 64 --window-docs 1 "
+       "--window-length 96"},
+      {"mtp-decoding",
+       "--drafts 1 --temperatures 0.7 --prompts 1 --prompt-tokens 16 --max-new 8 --forced 1 "
+       "--forced-prompts 1 --text-tokens 64"}};
+  for (const auto& [name, options] : scenarios) {
+    const std::string scenario = std::string("scenario ") + name + " ";
+    expect_one_line(scenario + "--flags router_musk=zero", 64, {"router_musk", "one of:"});
+    expect_one_line(scenario + "--flags router_mask=none", 64, {"router_mask", "neg_inf zero"});
+    const std::string out = std::string("flags_") + name;
+    const std::string all = scenario + options + common + out;
+    const Result r = run(all + " --flags router_mask=zero,empty_lse=-inf --seed 3 --threads 1");
+    ASSERT_EQ(r.code, 0) << name << "\n" << r.err;
+    std::string file = name;
+    std::replace(file.begin(), file.end(), '-', '_');
+    const auto t = rep::read_csv(dir_ + "/" + out + "/" + file + ".csv");
+    ASSERT_GT(t.rows.size(), 0u) << name;
+    for (size_t i = 0; i < t.rows.size(); ++i)
+      EXPECT_NE(t.cell(i, "params").find("seed=3;threads=1;flags=router_mask=zero,empty_lse=-inf"),
+                std::string::npos)
+          << name << ": " << t.cell(i, "params");
+    expect_one_line(all + " --resume --seed 3", 64, {"other flags", "router_mask=zero"});
+    EXPECT_EQ(rep::read_csv(dir_ + "/" + out + "/" + file + ".csv").rows, t.rows);
+  }
+  expect_one_line("scenario claims --flags router_mask=zero", 64, {"--flags"});
 }
 
 TEST_F(Cli, BenchmarkFlagsAreGoogleBenchmarks) {
@@ -151,6 +194,10 @@ TEST_F(Cli, MissingAndBadFiles) {
   expect_one_line("compare none.csv none.csv", 66, {"none.csv"});
   std::ofstream(dir_ + "/bad.csv") << "op,impl\na,b\n";
   expect_one_line("compare bad.csv bad.csv", 65, {"bad.csv", "missing column"});
+  expect_one_line("table bad.csv", 65, {"bad.csv", "line 1", "schema_version"});
+  std::ofstream(dir_ + "/text.txt") << "hello\nworld\n";
+  expect_one_line("table text.txt", 65, {"text.txt", "line 1", "schema_version", "hello"});
+  expect_one_line("table .", 66, {"no result files"});
 }
 
 TEST_F(Cli, UnwritableOutputIs74) {
@@ -169,6 +216,62 @@ TEST_F(Cli, FullDiskIs74AndFinishedRowsStay) {
   EXPECT_GT(t.rows.size(), 3u);
   EXPECT_LT(t.rows.size(), 200u);
   for (size_t i = 0; i < t.rows.size(); ++i) EXPECT_EQ(t.cell(i, "status"), "passed");
+}
+
+// Nobody may take a table for written that was not.
+TEST_F(Cli, FullStandardOutputIs74) {
+  for (const char* a : {"list --quick >/dev/full", "list --op rmsnorm >/dev/full", "--help >&-"}) {
+    (void)run(std::string(a) + " 2>said; echo $? >code; true");
+    EXPECT_EQ(slurp(dir_ + "/code"), "74\n") << a;
+    const std::string said = slurp(dir_ + "/said");
+    EXPECT_NE(said.find("standard output"), std::string::npos) << a << "\n" << said;
+    EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << a << "\n" << said;
+  }
+}
+
+TEST_F(Cli, FullDiskOfLogitsIs74AndLeavesNothing) {
+  const std::string golden = std::string(V3B_SOURCE_DIR) + "/tests/goldens/base_f32";
+  const Result r = run("logits --model " + golden + " --tokens " + golden +
+                           "/tokens.txt --backend cpu --dtype f32 --out l.npy",
+                       "ulimit -f 2;");
+  EXPECT_EQ(r.code, 74) << r.err;
+  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+  EXPECT_NE(r.err.find("l.npy"), std::string::npos) << r.err;
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/l.npy"));
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/l.npy.partial"));
+}
+
+TEST_F(Cli, FullDiskOfAScenarioIs74AndFinishedRowsStay) {
+  const Result r = run(
+      "scenario kv-cache --no-memory --no-step --presets tiny-v3 --contexts 1:4096:*2 --out res",
+      "ulimit -f 4;");
+  EXPECT_EQ(r.code, 74) << r.err;
+  EXPECT_NE(r.err.find("kv_cache.csv"), std::string::npos) << r.err;
+  const size_t rows = rep::read_csv(dir_ + "/res/kv_cache.csv").rows.size();
+  EXPECT_GT(rows, 3u);
+  const Result again = run(
+      "scenario kv-cache --no-memory --no-step --presets tiny-v3 --contexts 1:4096:*2 --out res "
+      "--resume");
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_GT(rep::read_csv(dir_ + "/res/kv_cache.csv").rows.size(), rows);
+}
+
+TEST_F(Cli, WhatAKilledProcessLeftIsSweptUp) {
+  const pid_t gone = fork();
+  if (gone == 0) _exit(0);
+  waitpid(gone, nullptr, 0);
+  const std::string dead = std::to_string(gone), mine = std::to_string(getpid());
+  std::filesystem::create_directories(dir_ + "/res");
+  for (const std::string& name :
+       {"bench.csv.tmp." + dead, "machine.json.tmp." + dead, ".v3bench-probe." + dead,
+        "bench.csv.tmp." + mine, "notes.tmp." + dead, std::string("x.csv.tmp.old")})
+    std::ofstream(dir_ + "/res/" + name) << "half";
+  ASSERT_EQ(run(std::string("check ") + kSmall + " --out res").code, 0);
+  std::set<std::string> left;
+  for (const auto& e : std::filesystem::directory_iterator(dir_ + "/res"))
+    left.insert(e.path().filename().string());
+  EXPECT_EQ(left, (std::set<std::string>{"bench.csv", "machine.json", "bench.csv.tmp." + mine,
+                                         "notes.tmp." + dead, "x.csv.tmp.old"}));
 }
 
 TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {

@@ -288,6 +288,37 @@ TEST(Csv, MachineCardIsWrittenWhole) {
   EXPECT_NE(text.find(machine_card().id), std::string::npos);
 }
 
+// Missing columns are said with the file; a copy under another name is still known by its columns.
+TEST(Table, MissingColumnsAndOtherNames) {
+  const Folder dir;
+  for (const auto& kind : table_kinds()) {
+    const auto text = [&](const std::string& without) {
+      std::string header = "schema_version";
+      for (const auto& c : kind.required)
+        if (c != without) header += "," + c;
+      return header + "\n";
+    };
+    const std::string path = dir / kind.file, copy = dir / "copy_of_it.csv";
+    std::ofstream(path) << text("");
+    std::ofstream(copy) << text("");
+    EXPECT_NE(render_table(path).find(kind.title), std::string::npos);
+    EXPECT_NE(render_table(path).find("No rows"), std::string::npos);
+    EXPECT_NE(render_table(copy).find(kind.title), std::string::npos) << kind.file;
+    ASSERT_FALSE(kind.required.empty()) << kind.file;
+    for (const auto& c : kind.required) {
+      std::ofstream(path) << text(c);
+      try {
+        (void)render_table(path);
+        ADD_FAILURE() << kind.file << " without " << c;
+      } catch (const Error& e) {
+        EXPECT_EQ(e.code(), ExitCode::bad_input);
+        EXPECT_NE(std::string(e.what()).find(path + ", line 1"), std::string::npos) << e.what();
+        EXPECT_NE(std::string(e.what()).find("'" + c + "'"), std::string::npos) << e.what();
+      }
+    }
+  }
+}
+
 TEST(Table, MarkdownIsPaddedAndEscaped) {
   using enum Align;
   EXPECT_EQ(markdown_table({"a", "long name"}, {{"x|y", "1"}, {"\xc3\xa9", "22"}}, {left, right}),

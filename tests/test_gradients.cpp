@@ -9,6 +9,7 @@
 #include "model/rng.h"
 #include "reference/forward.h"
 #include "reference/model_backward.h"
+#include "tests/worst.h"
 
 namespace v3b {
 namespace {
@@ -136,7 +137,7 @@ TEST_P(Gradients, CentralDifferences) {
       const double bound = 1e-6 * std::max(std::abs(numeric), std::abs(an[i])) + 1e-8;
       EXPECT_TRUE(std::abs(numeric - an[i]) <= bound)
           << name << "[" << i << "] numeric " << numeric << " analytic " << an[i];
-      worst = std::max(worst, std::abs(numeric - an[i]) / bound);
+      worst = worse(worst, std::abs(numeric - an[i]) / bound);
       ++checked;
     }
   });

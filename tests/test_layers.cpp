@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "bench/ops/registry.h"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -129,6 +131,29 @@ TEST(Layers, FilesStayReadable) {
       for (std::string text; std::getline(in, text);) ++lines;
       EXPECT_LE(lines, 500) << entry.path();
     }
+}
+
+// DESIGN 2: implementation name = file stem = CSV key, so that `find . -name '*<op>*'` shows all of
+// an op. cpu_eigen is the reference's own code (reference/, DESIGN 2).
+TEST(Layers, EveryImplementationHasAFileOfItsName) {
+  std::set<std::string> stems;  // "mla_decode.cpu_simd": a file's name up to the second dot
+  for (const auto& entry : fs::recursive_directory_iterator(kRoot + "/kernels")) {
+    const std::string name = entry.path().filename();
+    const size_t first = name.find('.');
+    if (entry.is_regular_file() && first != std::string::npos)
+      stems.insert(name.substr(0, name.find('.', first + 1)));
+  }
+  int names = 0;
+  for (const auto& op : v3b::bench::all_ops()) {
+    EXPECT_TRUE(fs::exists(kRoot + "/bench/ops/" + op->name() + ".cpp")) << op->name();
+    for (const auto& how : op->impls()) {
+      if (how == "cpu_eigen") continue;
+      ++names;
+      EXPECT_EQ(stems.count(op->name() + "." + how), 1u)
+          << "no kernels/**/" << op->name() << "." << how << ".cpp or .cu";
+    }
+  }
+  EXPECT_GE(names, 20);
 }
 
 // Objects compiled for one instruction set may define no weak symbol: the linker could take their

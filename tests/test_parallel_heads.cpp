@@ -11,6 +11,7 @@
 #include "model/rng.h"
 #include "reference/layer_backward.h"
 #include "reference/parallel_heads.h"
+#include "tests/worst.h"
 
 namespace v3b {
 namespace {
@@ -244,7 +245,7 @@ void check_gradients(int64_t n, int64_t dense, bool tied, const ref::LossOptions
       const double bound = 1e-6 * std::max(std::abs(numeric), std::abs(an[i])) + 1e-8;
       EXPECT_TRUE(std::abs(numeric - an[i]) <= bound)
           << name << "[" << i << "] numeric " << numeric << " analytic " << an[i];
-      worst = std::max(worst, std::abs(numeric - an[i]) / bound);
+      worst = worse(worst, std::abs(numeric - an[i]) / bound);
       ++checked;
     }
   };

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/rope_table.h"
+#include "tests/worst.h"
 
 using namespace v3b;
 using namespace v3b::model;
@@ -293,7 +294,7 @@ TEST(RopeGoldens, TransformersTables) {
     const auto want = t["inv_freq"].get<std::vector<double>>();
     expect_rel(f.inv_freq, want, 1e-14);
     for (size_t i = 0; i < want.size(); ++i)
-      worst = std::max(worst, std::fabs(f.inv_freq[i] / want[i] - 1));
+      worst = worse(worst, std::fabs(f.inv_freq[i] / want[i] - 1));
     EXPECT_NEAR(f.cos_sin_multiplier, t["attention_factor"].get<double>(), 1e-15);
     const double multiplier = f.softmax_scale * std::sqrt(static_cast<double>(c.qk_head_dim()));
     EXPECT_NEAR(multiplier, t["softmax_scale_multiplier"].get<double>(), 1e-14);

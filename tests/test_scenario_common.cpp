@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "model/error.h"
+#include "reports/table.h"
 #include "scenarios/common.h"
 
 namespace v3b {
@@ -51,6 +52,68 @@ TEST(ScenarioCommon, TokenLoss) {
   EXPECT_TRUE(std::isnan(scen::token_loss(bad, 2, 1)));
   const float huge[2] = {3e38f, 3e38f};
   EXPECT_NEAR(scen::token_loss(huge, 2, 0), std::log(2.0), 1e-6);
+}
+
+TEST(ScenarioCommon, ParamsAreSeedThreadsAndFlags) {
+  scen::CommonOptions o;
+  o.seed = 7;
+  o.threads = 3;
+  EXPECT_EQ(scen::params_text(o), "seed=7;threads=3;flags=default");
+  o.flags.router_mask = spec::RouterMask::zero;
+  o.flags.norm_rounding = spec::NormRounding::hf;
+  const std::string p = scen::params_text(o);
+  EXPECT_EQ(scen::param_of(p, "flags"), "norm_rounding=hf,router_mask=zero");
+  EXPECT_EQ(scen::param_of("rope_type=yarn;" + p, "seed"), "7");
+  EXPECT_EQ(scen::param_of(p, "eed"), "");
+  EXPECT_EQ(scen::backend_options(o).flags.router_mask, spec::RouterMask::zero);
+}
+
+// --resume never mixes rows of different flags; files from before the column are rows of
+// the defaults.
+TEST(ScenarioCommon, ResumeRefusesOtherFlags) {
+  scen::CommonOptions o;
+  o.out = (std::filesystem::temp_directory_path() / "v3b_test_common_resume").string();
+  std::filesystem::remove_all(o.out);
+  const auto open = [&](bool resume) {
+    o.resume = resume;
+    return scen::open_csv(o, "x.csv", {"case", "params"}, {"case"});
+  };
+  rep::Record r;
+  open(false)->write(
+      r.set("case", "a").set("params", scen::params_text(o)).set(rep::identity("cpu")));
+  EXPECT_EQ(open(true)->resumed_rows(), 1);
+  o.threads = 5;  // no reason to measure again
+  EXPECT_EQ(open(true)->resumed_rows(), 1);
+  const auto refused = [&](const char* part) {
+    try {
+      (void)open(true);
+      ADD_FAILURE() << part;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ExitCode::usage);
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+      EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos);
+    }
+  };
+  o.flags.router_mask = spec::RouterMask::zero;
+  refused("router_mask=zero");
+  o.flags = {};
+  std::ofstream(o.out + "/x.csv", std::ios::trunc) << "schema_version,case\n1,a\n";
+  EXPECT_EQ(open(true)->resumed_rows(), 1);
+  std::ofstream(o.out + "/x.csv", std::ios::trunc) << "schema_version,case\n1,a\n";
+  o.flags.router_mask = spec::RouterMask::zero;
+  refused("router_mask=zero");
+}
+
+// Columns are only ever added: published files, from before the last ones, make their tables.
+TEST(ScenarioCommon, PublishedFilesMakeTables) {
+  int files = 0;
+  const std::string root = std::string(V3B_SOURCE_DIR) + "/reports/published";
+  for (const auto& e : std::filesystem::recursive_directory_iterator(root)) {
+    if (e.path().extension() != ".csv") continue;
+    ++files;
+    EXPECT_GT(rep::render_table(e.path().string()).size(), 500u) << e.path();
+  }
+  EXPECT_GE(files, 6);
 }
 
 TEST(ScenarioCommon, TokensOfATextFile) {

@@ -173,6 +173,90 @@ TEST(ExpertLoad, ModelOnText) {
   EXPECT_NE(table.find("random weights"), std::string::npos);
 }
 
+TEST(ExpertLoad, CapacityDropsAndCosts) {
+  auto o = model_options(fresh_dir("capacity"));
+  o.parts = {"capacity"};
+  o.capacity_tokens = 256;
+  o.capacity_factors = {1, 16};
+  o.drop_policies = {"slot", "prob"};
+  ASSERT_EQ(scen::run_expert_load(o), 0);
+  const auto t = rep::read_csv(o.out + "/expert_load.csv");
+  // bias on and off x (none, two factors x two policies) x (layers 1..3 and their mean)
+  ASSERT_EQ(t.rows.size(), 2u * 5u * 4u);
+  const auto row = [&](const char* bias, const char* routes, const char* layer) {
+    return find_row(t, {{"bias", bias}, {"routes", routes}, {"layer", layer}});
+  };
+  // The first expert layer's routes do not know of dropping: counted once more, plainly.
+  const auto m = scen::load_model(o);
+  const auto set = scen::load_tokens(o, m);
+  const auto backend = scen::make_backend(o.backend, m.weights);
+  const int64_t all_windows = static_cast<int64_t>(set.docs[0].ids.size()) / 64;
+  int64_t dropped = 0;
+  for (int64_t w = 0; w < 4; ++w) {
+    const auto seq = backend->new_sequence();
+    const auto r = backend->forward(*seq,
+                                    std::span<const int32_t>(set.docs[0].ids)
+                                        .subspan(static_cast<size_t>(w * all_windows / 4) * 64, 64),
+                                    {.routes = true});
+    std::vector<int64_t> load(16);
+    for (const int32_t e : r.routes[0].idx) ++load[static_cast<size_t>(e)];
+    for (const int64_t n : load) dropped += std::max<int64_t>(0, n - 64 * 4 / 16);
+  }
+  ASSERT_GT(dropped, 0);
+  for (const char* routes : {"capacity-1-slot", "capacity-1-prob"}) {
+    const size_t i = row("on", routes, "1"), all = row("on", routes, "all");
+    EXPECT_NEAR(*t.number(i, "dropped_pct"), 100.0 * static_cast<double>(dropped) / (256 * 4),
+                1e-9);
+    EXPECT_EQ(*t.number(i, "capacity_factor"), 1);
+    EXPECT_GT(*t.number(all, "dropped_pct"), 0);
+    EXPECT_NE(*t.number(all, "cross_entropy_change"), 0);
+  }
+  EXPECT_EQ(t.cell(row("on", "capacity-1-prob", "1"), "drop_policy"), "prob");
+  EXPECT_NE(t.cell(row("on", "capacity-1-slot", "all"), "cross_entropy"),
+            t.cell(row("on", "capacity-1-prob", "all"), "cross_entropy"));
+  // A capacity that holds everything is no capacity, bit by bit.
+  const size_t none = row("on", "no-dropping", "all"), wide = row("on", "capacity-16-slot", "all");
+  EXPECT_EQ(t.cell(wide, "cross_entropy"), t.cell(none, "cross_entropy"));
+  EXPECT_EQ(*t.number(wide, "dropped_pct"), 0);
+  EXPECT_EQ(*t.number(none, "dropped_pct"), 0);
+  EXPECT_EQ(t.cell(none, "capacity_factor"), "");
+  EXPECT_NE(*t.number(row("off", "no-dropping", "all"), "cross_entropy_change"), 0);
+  const std::string table = rep::render_table(o.out + "/expert_load.csv");
+  EXPECT_NE(table.find("Token dropping: random:train (random weights)"), std::string::npos)
+      << table;
+
+  o.resume = true;
+  ASSERT_EQ(scen::run_expert_load(o), 0);
+  EXPECT_EQ(rep::read_csv(o.out + "/expert_load.csv").rows, t.rows);
+}
+
+TEST(ExpertLoad, FlagsAreUsedAndRecorded) {
+  auto o = model_options(fresh_dir("flags"));
+  ASSERT_EQ(scen::run_expert_load(o), 0);
+  const auto plain = rep::read_csv(o.out + "/expert_load.csv");
+  o.flags.norm_rounding = spec::NormRounding::hf;
+  o.parts = {"model", "training", "synthetic"};
+  o.strategies = {"bias"};
+  o.routes = {"uniform"};
+  o.route_tokens = 8;
+  o.route_seconds = 0.01;
+  o.flags.moe_accum = spec::MoeAccum::bf16;
+  ASSERT_EQ(scen::run_expert_load(o), 0);
+  const auto t = rep::read_csv(o.out + "/expert_load.csv");
+  ASSERT_EQ(t.rows.size(), plain.rows.size() + 2);
+  for (size_t i = 0; i < t.rows.size(); ++i)
+    EXPECT_EQ(scen::param_of(t.cell(i, "params"), "flags"), "norm_rounding=hf,moe_accum=bf16");
+  for (size_t i = 0; i < plain.rows.size(); ++i)
+    EXPECT_EQ(scen::param_of(plain.cell(i, "params"), "flags"), "default");
+  const std::vector<std::pair<std::string, std::string>> base = {
+      {"part", "model"}, {"layer", "all"}, {"bias", "on"}, {"group_limit", "on"}};
+  EXPECT_NE(t.cell(find_row(t, base), "cross_entropy"),
+            plain.cell(find_row(plain, base), "cross_entropy"));
+  EXPECT_EQ(t.cell(find_row(t, {{"part", "training"}}), "status"), "unsupported");
+  EXPECT_NE(t.cell(find_row(t, {{"part", "synthetic"}}), "repro").find("moe_accum=bf16"),
+            std::string::npos);
+}
+
 TEST(ExpertLoad, BackendsAgree) {
   auto o = model_options(fresh_dir("agree"));
   o.tokens = 64;
@@ -303,6 +387,10 @@ TEST(ExpertLoad, BadInput) {
   EXPECT_EQ(code([](O& o) { o.parts = {"synthetic"}, o.routes = {"hot-"}; }), ExitCode::usage);
   EXPECT_EQ(code([](O& o) { o.parts = {"synthetic"}, o.routes = {"even"}; }), ExitCode::usage);
   EXPECT_EQ(code([](O& o) { o.tokens = -5; }), ExitCode::usage);
+  EXPECT_EQ(code([](O& o) { o.capacity_factors = {0}; }), ExitCode::usage);
+  EXPECT_EQ(code([](O& o) { o.parts = {"capacity"}, o.drop_policies = {"last"}; }),
+            ExitCode::usage);
+  EXPECT_EQ(code([](O& o) { o.flags.ignore_group_limit = true; }), ExitCode::usage);
   EXPECT_EQ(code([](O& o) { o.model = "/no/such/folder"; }), ExitCode::not_found);
   EXPECT_EQ(code([](O& o) { o.text = "/no/such/text"; }), ExitCode::not_found);
   EXPECT_EQ(code([](O& o) { o.window = 100000; }), ExitCode::nothing_ran);

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <numeric>
 #include <sstream>
+#include <vector>
 
 #include "model/error.h"
 #include "model/rope_table.h"
@@ -202,8 +204,9 @@ TEST_F(YarnRun, FiguresBelongTogether) {
   // Factor 1 and the dynamic form inside L are no change at all.
   for (const char* v : {"pi", "yarn"})
     EXPECT_EQ(at(t, v, "1", 0, 1300), at(t, "none", "", 0, 1300)) << v;
-  // (passes of another length: sums in another order)
-  EXPECT_NEAR(at(t, "dynamic-ntk", "", 0, 512), at(t, "none", "", 0, 512), 1e-2);
+  // (Passes of another length: sums in another order. A loss of 6 nats in f32 is off by a few ulps,
+  // 2e-6; 512 of them by 5e-5, 1300 by 7e-5. The backend is cpu_f32.)
+  EXPECT_NEAR(at(t, "dynamic-ntk", "", 0, 512), at(t, "none", "", 0, 512), 1e-4);
   EXPECT_GT(std::abs(at(t, "dynamic-ntk", "", 512, 1024) - at(t, "none", "", 512, 1024)), 0.1);
   EXPECT_GT(std::abs(at(t, "pi", "4", 0, 512) - at(t, "none", "", 0, 512)), 0.1);
   // Paired differences are differences of the means; YaRN of the same factor is the base.
@@ -241,7 +244,7 @@ TEST_F(YarnRun, OneWindowIsTheDocument) {
       EXPECT_EQ(*one.number(i, "token_mean_ppl"), *one.number(i, "window_mean_ppl"));
       EXPECT_EQ(one.cell(i, "windows"), "1");
     }
-  EXPECT_NEAR(window, at(t, "none", "", 0, 1300), 1e-2);
+  EXPECT_NEAR(window, at(t, "none", "", 0, 1300), 1e-4);  // as above
 }
 
 TEST_F(YarnRun, ResumeGoesOnFromDocuments) {
@@ -281,12 +284,45 @@ TEST(YarnTable, FineTunedRows) {
   const std::string dir = (fs::temp_directory_path() / "v3b_test_yarn_tuned").string();
   fs::remove_all(dir);
   fs::create_directories(dir);
-  std::ofstream(dir + "/yarn_perplexity.csv")
-      << "kind,model,finetune_steps,finetune_contexts,variant,factor,trained_context,bin_begin,"
-         "bin_end,ppl,vs_untuned_nll,vs_untuned_low,vs_untuned_high,status\n"
-         "document,m,3,1024 2048,yarn,4,512,0,512,,,,,ok\n"
-         "bin,m,3,1024 2048,yarn,4,512,0,512,51.5,-0.1,-0.2,-0.05,ok\n"
-         "bin,m,3,1024 2048,yarn,4,512,512,2048,84.9,-0.1,-0.2,0.05,ok\n";
+  // The file's own columns; those that the rows do not name stay blank.
+  std::ifstream published(std::string(V3B_SOURCE_DIR) +
+                          "/reports/published/zen4-2c/yarn_perplexity.csv");
+  std::string header;
+  std::getline(published, header);
+  std::vector<std::string> columns;
+  for (std::stringstream in(header); std::getline(in, columns.emplace_back(), ',');) {
+  }
+  columns.pop_back();
+  std::ofstream out(dir + "/yarn_perplexity.csv");
+  out << header << "\n";
+  const auto row = [&](std::map<std::string, std::string> v) {
+    v.insert({{"schema_version", "1"}, {"model", "m"}, {"finetune_steps", "3"}});
+    v.insert({{"finetune_contexts", "1024 2048"}, {"variant", "yarn"}, {"factor", "4"}});
+    v.insert({{"trained_context", "512"}, {"status", "ok"}});
+    size_t used = 0;
+    for (size_t i = 0; i < columns.size(); ++i) {
+      used += v.count(columns[i]);
+      out << (i > 0 ? "," : "") << v[columns[i]];
+    }
+    EXPECT_EQ(used, 8 + (v.at("kind") == "bin" ? 7 : 3)) << "a column that the file does not have";
+    out << "\n";
+  };
+  row({{"kind", "document"}, {"bin_begin", "0"}, {"bin_end", "512"}});
+  row({{"kind", "bin"},
+       {"bin_begin", "0"},
+       {"bin_end", "512"},
+       {"ppl", "51.5"},
+       {"vs_untuned_nll", "-0.1"},
+       {"vs_untuned_low", "-0.2"},
+       {"vs_untuned_high", "-0.05"}});
+  row({{"kind", "bin"},
+       {"bin_begin", "512"},
+       {"bin_end", "2048"},
+       {"ppl", "84.9"},
+       {"vs_untuned_nll", "-0.1"},
+       {"vs_untuned_low", "-0.2"},
+       {"vs_untuned_high", "0.05"}});
+  out.close();
   const std::string table = rep::render_table(dir + "/yarn_perplexity.csv");
   EXPECT_NE(table.find("3 steps a phase at 1024, then 2048 tokens"), std::string::npos);
   EXPECT_NE(table.find("-0.100 [-0.200, +0.050]"), std::string::npos);

@@ -116,7 +116,9 @@ TEST_F(TrainLoop, InterruptedAndResumedIsTheSameRun) {
   o_.on_row = [](const scen::TrainRow& r) {
     if (r.step == 12) std::raise(SIGTERM);
   };
-  EXPECT_TRUE(scen::train(o_).interrupted);
+  const auto cut = scen::train(o_);
+  EXPECT_TRUE(cut.interrupted);
+  EXPECT_EQ(cut.signal, SIGTERM);
   o_.on_row = nullptr;
   o_.resume = true;
   EXPECT_FALSE(scen::train(o_).interrupted);

@@ -28,8 +28,8 @@ const char* state_name(Support::State s) {
 }
 
 void fail(CheckResult& r, const std::string& reason) {
+  if (r.status != "failed" || r.reason.empty()) r.reason = reason;  // not over a mere note
   r.status = "failed";
-  if (r.reason.empty()) r.reason = reason;
 }
 
 }  // namespace
@@ -98,6 +98,7 @@ void CaseChecker::check_fill(const std::string& how, Fill fill, CheckResult& res
     result.verdict = v;
   result.judged = true;
   if (!v.passed) fail(result, prefix + v.reason);
+  if (v.passed && result.reason.empty()) result.reason = v.note;
 }
 
 CheckResult CaseChecker::check(const std::string& how) {
@@ -122,6 +123,9 @@ CheckResult CaseChecker::check(const std::string& how) {
     result.status = "passed";
     check_fill(how, Fill::real, result);
     if (op_.has_exact_fill(info_.text)) check_fill(how, Fill::exact, result);
+  } catch (const TooLarge& e) {
+    result.status = "unsupported";
+    result.reason = e.what();
   } catch (const std::bad_alloc&) {
     result.status = "error";
     result.reason = "out of memory";

@@ -5,11 +5,6 @@
 
 namespace v3b::bench {
 
-// In no op's shape, so only named here.
-V3B_ENUM_TEXT(spec::YarnWhen, {always, "always"}, {only_if_ctx_gt_orig, "only_if_ctx_gt_orig"})
-V3B_ENUM_TEXT(spec::YarnRamp, {index, "index"}, {paper, "paper"})
-V3B_ENUM_TEXT(spec::PplDef, {token_mean, "token_mean"}, {window_mean, "window_mean"})
-
 namespace {
 
 // fn(name, member, does a forward pass read it)
@@ -22,7 +17,7 @@ void visit_flags(F& f, Fn&& fn) {
   fn("router_mask", f.router_mask, true);
   fn("router_dtype", f.router_dtype, true);
   fn("gate_eps", f.gate_eps, true);
-  fn("moe_accum", f.moe_accum, false);
+  fn("moe_accum", f.moe_accum, true);
   fn("kv_format", f.kv_format, true);
   fn("act_scale", f.act_scale, false);
   fn("mtp_hidden", f.mtp_hidden, true);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
+#include "bench/harness/check.h"
 #include "bench/harness/fill_rng.h"
 #include "model/error.h"
 
@@ -139,6 +141,20 @@ void generate(spec::DType t, std::byte* p, int64_t n, int64_t channels, F&& f) {
   }
 }
 
+// Before the kernel's promise of memory turns into a killed process.
+void check_memory(const std::string& what, const std::vector<int64_t>& shape, int64_t size) {
+  constexpr int64_t kFrom = int64_t{64} << 20;  // asking costs more below
+  double bytes = static_cast<double>(size);
+  for (const int64_t s : shape) bytes *= static_cast<double>(s);
+  if (bytes < static_cast<double>(kFrom)) return;
+  const double have = static_cast<double>(available_memory_bytes());
+  if (bytes < 0x1p60 && (have <= 0 || bytes <= 0.9 * have)) return;
+  char text[128];
+  std::snprintf(text, sizeof text, "%s needs %.3g GB of memory, %.3g GB are free", what.c_str(),
+                bytes / 1e9, have / 1e9);
+  throw TooLarge(text);
+}
+
 }  // namespace
 
 HostTensor::HostTensor(std::string name, Role role, spec::DType dtype, std::vector<int64_t> shape)
@@ -147,6 +163,7 @@ HostTensor::HostTensor(std::string name, Role role, spec::DType dtype, std::vect
     if (s < 0)
       throw Error(ExitCode::usage, "negative dimension", "tensor " + name_, ">= 0",
                   std::to_string(s));
+  check_memory("'" + name_ + "'", shape_, spec::dtype_bytes(dtype_));
   const int64_t n = bytes();
   storage_.reset(new std::byte[static_cast<size_t>(n + 2 * kGuard + kAlign)]);  // not zeroed twice
   const auto base = reinterpret_cast<uintptr_t>(storage_.get());
@@ -175,6 +192,7 @@ void HostTensor::set(int64_t i, double v) { store(dtype_, data_, i, v); }
 
 std::vector<double> HostTensor::to_doubles() const {
   const int64_t n = numel();
+  check_memory("the float64 copy of '" + name_ + "'", shape_, 8);
   std::vector<double> out(static_cast<size_t>(n));
   double* o = out.data();
 #pragma omp parallel for schedule(static) if (n > kParallelFrom)

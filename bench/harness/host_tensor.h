@@ -3,12 +3,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "reference/spec/dtype.h"
 
 namespace v3b::bench {
+
+// A tensor that does not fit into the memory that is free.
+class TooLarge : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 enum class Role { input, output, inout };
 

@@ -46,24 +46,31 @@ struct Partial {  // of one chunk
   int64_t worst_at = -1;
 };
 
-// Element i of the tensor is compared with values[i]; NaN values are not judged.
-Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values,
+// Element i of the tensor is compared with e.values[i], unless skip[i] says that it is not judged. A
+// NaN of the reference differs from everything (`difference`) and fails.
+Verdict judge_values(const ExpectedTensor& e, const std::vector<uint8_t>& skip,
                      const std::vector<double>* replaced, const HostTensor& t,
                      const Tolerance& tol) {
+  const std::vector<double>& values = e.values;
   const int64_t n = static_cast<int64_t>(values.size());
+  if (!skip.empty() && skip.size() != values.size())
+    return failure(e.name + ": the mask of judged elements has another size");
+  const auto judges = [&skip](int64_t i) {
+    return skip.empty() || skip[static_cast<size_t>(i)] == 0;
+  };
   const int64_t chunks = (n + kChunk - 1) / kChunk;
   const double* want = values.data();
   double sum2 = 0;
   int64_t judged = 0;
 #pragma omp parallel for schedule(static) reduction(+ : sum2, judged) if (n > kParallelFrom)
   for (int64_t i = 0; i < n; ++i) {
-    if (std::isnan(want[i])) continue;
+    if (!judges(i)) continue;
     ++judged;
     if (std::isfinite(want[i])) sum2 += want[i] * want[i];
   }
   Verdict v;
   v.passed = true;
-  if (n > 0 && judged == 0) return failure(e.name + ": the reference judges no element (all NaN)");
+  if (n > 0 && judged == 0) return failure(e.name + ": the reference judges no element");
   if (n == 0) return v;
   const double rms = std::sqrt(sum2 / static_cast<double>(judged));
   std::vector<Partial> parts(static_cast<size_t>(chunks));
@@ -77,11 +84,12 @@ Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values,
     else
       t.read(lo, count, got);
     for (int64_t i = 0; i < count; ++i) {
+      if (!judges(lo + i)) continue;
       const double w = want[lo + i];
-      if (std::isnan(w)) continue;
       const double err = difference(got[i], w);
       const double bound = tol.abs_rms * rms + tol.rel * std::fabs(w) + tol.abs;
-      const double ratio = err == 0 ? 0 : (bound > 0 ? err / bound : kInf);
+      const double quotient = bound > 0 ? err / bound : kInf;
+      const double ratio = err == 0 ? 0 : (quotient >= 0 ? quotient : kInf);  // NaN: inf over inf
       p.err2 += err * err;
       p.max_abs = std::max(p.max_abs, err);
       if (std::fabs(w) >= rms * 1e-3 && w != 0) p.max_rel = std::max(p.max_rel, err / std::fabs(w));
@@ -114,6 +122,7 @@ Verdict judge_values(const ExpectedTensor& e, const std::vector<double>& values,
     v.reason = v.worst_index + ": expected " + number(want[all.worst_at]) + ", found " +
                number(got) +
                (all.worst == kInf ? "" : ", " + number(all.worst) + " times the bound");
+    if (std::isnan(want[all.worst_at])) v.reason = v.worst_index + ": the reference itself is NaN";
   } else if (!(norm_ratio <= 1)) {
     v.passed = false;
     v.reason = e.name + ": relative Frobenius error " + number(v.rel_fro_err) + ", bound " +
@@ -159,6 +168,15 @@ Verdict judge_routes(const ExpectedTensor& e, const HostTensor& t, std::vector<b
       if (!distinct) v.reason = v.worst_index + ": routes are not distinct and valid";
     }
   }
+  if (v.route_flips > 0)
+    v.note = e.name + ": " + std::to_string(rows - v.route_flips) + " of " + std::to_string(rows) +
+             " rows judged, the others flipped within the gap";
+  if (v.passed && 2 * v.route_flips > rows) {  // too little is left to prove anything
+    v.passed = false;
+    v.err_over_bound = kInf;
+    v.worst_index = e.name;
+    v.reason = "fewer than half can be judged: " + v.note;
+  }
   return v;
 }
 
@@ -183,12 +201,14 @@ Verdict judge_follower(const ExpectedTensor& e, const Followed& f, const HostTen
   if (rows == 0 || n % rows != 0)
     return failure(e.name + ": follows routes with another number of rows");
   const int64_t width = n / rows, k = f.routes->route_k;
-  std::vector<double> want = e.values, got(e.values.size());
+  std::vector<double> got(e.values.size());
+  std::vector<uint8_t> skip = e.skip;
+  skip.resize(e.values.size(), 0);
   t.read(0, n, got.data());
   std::vector<double> ordered = got;
   for (int64_t r = 0; r < rows; ++r) {
     if (f.flipped[static_cast<size_t>(r)]) {
-      std::fill_n(want.begin() + r * width, width, std::numeric_limits<double>::quiet_NaN());
+      std::fill_n(skip.begin() + r * width, width, uint8_t{1});
     } else if (width == k) {
       for (int64_t j = 0; j < k; ++j)
         for (int64_t i = 0; i < k; ++i)
@@ -197,12 +217,7 @@ Verdict judge_follower(const ExpectedTensor& e, const Followed& f, const HostTen
             ordered[static_cast<size_t>(r * k + j)] = got[static_cast<size_t>(r * k + i)];
     }
   }
-  if (std::find(f.flipped.begin(), f.flipped.end(), false) == f.flipped.end()) {
-    Verdict all_flipped;  // every row is a near-tie: nothing left to judge here
-    all_flipped.passed = true;
-    return all_flipped;
-  }
-  return judge_values(e, want, &ordered, t, tol);
+  return judge_values(e, skip, &ordered, t, tol);
 }
 
 }  // namespace
@@ -215,6 +230,7 @@ void Verdict::merge(const Verdict& o) {
   err_over_bound = std::max(err_over_bound, o.err_over_bound);
   route_flips += o.route_flips;
   if (reason.empty()) reason = o.reason;
+  if (note.empty()) note = o.note;
   passed = passed && o.passed;
 }
 
@@ -245,7 +261,7 @@ Verdict judge(const Expected& expected, const std::vector<HostTensor*>& tensors,
     if (e.route_k > 0) continue;
     const HostTensor& t = *find(tensors, e.name);
     const auto f = followed.find(e.name);
-    all.merge(f == followed.end() ? judge_values(e, e.values, nullptr, t, tolerance(e.name))
+    all.merge(f == followed.end() ? judge_values(e, e.skip, nullptr, t, tolerance(e.name))
                                   : judge_follower(e, f->second, t, tolerance(e.name)));
   }
   return all;

@@ -1,6 +1,6 @@
 // The verdict on one run: outputs against the reference, per element and by norm (law 2), routes
 // with their allowed flips (law 5). Unproven is failed: an output without expected values fails,
-// and so does NaN.
+// and so does NaN, of the output or of the reference itself.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -21,6 +21,7 @@ struct Verdict {
       0;  // worst error in units of its bound, element or norm; <= 1 passes; inf: NaN or bound 0
   std::string worst_index;  // "y[12]" of err_over_bound's element
   int64_t route_flips = 0;  // rows whose routes differ within the allowed gap
+  std::string note;  // how many rows were judged when some flipped; more than half flipped: failed
   // Takes the worse of both (several outputs, several fills).
   void merge(const Verdict& other);
 };

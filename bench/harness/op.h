@@ -50,6 +50,7 @@ struct Cost {
   double bytes = 0;  // least bytes: every operand once
   // Which peaks bound it: "f32" | "bf16" | "f64" | "int8" compute roof beside the read bandwidth.
   const char* compute_roof = "f32";
+  double written = 0;  // part of `bytes`; its roof is the copy bandwidth, the rest is read
 };
 
 // Judged per element and by norm, NaN fails (law 2). bound_i = abs_rms * rms(expected) + rel * |expected_i| + abs.
@@ -61,7 +62,8 @@ struct Tolerance {
 
 struct ExpectedTensor {
   std::string name;            // of the output tensor that it judges
-  std::vector<double> values;  // same order as the tensor; NaN in `values` = element is not judged
+  std::vector<double> values;  // same order as the tensor; a NaN that is judged fails the job
+  std::vector<uint8_t> skip;   // empty: every element is judged; else 1 = element is not judged
   // Routes (law 5): if set, `name` holds K indices a row, compared as sets; a row whose reference gap is
   // below `route_gap_bound` may differ and is counted as a flip.
   int64_t route_k = 0;

@@ -1,8 +1,11 @@
 // Type erasure of op.h: TypedOp<Op> implements OpBase through Op's static members.
 #pragma once
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -76,23 +79,44 @@ class TypedOp final : public OpBase {
   }
 
  private:
-  // A size below 1 is allowed for a key only as far down as the op's own cases or defaults go (s0 = 0, say).
+  // Rules for every op; Op::validate adds its own. A size below 1 is allowed for a key only as far down as
+  // the op's own cases or defaults go (s0 = 0, say), one beyond 32 bits never; types are those of the cases.
   static void reject_bad_sizes(const Shape& given) {
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
     std::map<std::string, int64_t> least;
+    std::map<std::string, std::set<spec::DType>> types;
     const auto collect = [&](const Shape& s) {
       Shape::visit(s, [&](const char* key, const auto& v) {
         if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
           least[key] = std::min({least.try_emplace(key, 1).first->second, v});
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, spec::DType>) types[key].insert(v);
       });
     };
     collect(Shape{});
     for (const auto& c : Op::cases()) collect(c.shape);
+    const std::string where = std::string("--case of ") + Op::name;
     Shape::visit(given, [&](const char* key, const auto& v) {
-      if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>)
+      const std::string name = std::string("'") + key + "'";
+      if constexpr (std::is_same_v<std::decay_t<decltype(v)>, int64_t>) {
         if (v < least.at(key))
-          throw Error(ExitCode::usage, std::string("'") + key + "' is too small",
-                      std::string("--case of ") + Op::name,
+          throw Error(ExitCode::usage, name + " is too small", where,
                       "at least " + std::to_string(least.at(key)), std::to_string(v));
+        if (v > kMost)
+          throw Error(ExitCode::usage, name + " is too large", where,
+                      "at most " + std::to_string(kMost), std::to_string(v));
+      }
+      if constexpr (std::is_same_v<std::decay_t<decltype(v)>, double>)
+        if (!std::isfinite(v))
+          throw Error(ExitCode::usage, name + " is no number", where, "a finite one",
+                      field_to_text(v));
+      if constexpr (std::is_same_v<std::decay_t<decltype(v)>, spec::DType>)
+        if (types.at(key).count(v) == 0) {
+          std::string known;
+          for (const auto t : types.at(key))
+            known += (known.empty() ? "" : ", ") + std::string(spec::dtype_name(t));
+          throw Error(ExitCode::usage, name + " has no such type", where, known,
+                      spec::dtype_name(v));
+        }
     });
   }
   static CaseInfo info(const Case<Shape>& c) {

@@ -14,6 +14,8 @@ namespace v3b::bench {
 namespace {
 
 constexpr const char* kRead = "read";
+constexpr const char* kCopy = "copy";
+constexpr const char* kMixed = "read+copy";
 constexpr int kSettleProbes = 12;
 
 std::optional<double> finite(double v) {
@@ -50,17 +52,29 @@ void add_verdict(rep::Row& r, const CheckResult& c) {
 }
 
 // The roof of a case: which peak binds, and the least seconds that it allows. The memory roof does
-// not bind data that stays in the caches.
+// not bind data that stays in the caches. What is written costs as much as in a copy, which reads
+// the same number of bytes beside it: 2 * written bytes at the copy bandwidth, the rest at the read
+// bandwidth. Its name is that of the part that takes 90% of the time, else both.
 struct Roof {
   std::string name;
   double seconds = 0;  // 0: no roof
 };
 Roof roof_of(const Cost& cost, const CaseInfo& info, const Peaks& peaks) {
-  const double compute = roof_rate(peaks, cost.compute_roof), read = roof_rate(peaks, kRead);
+  const double compute = roof_rate(peaks, cost.compute_roof), read = roof_rate(peaks, kRead),
+               copy = roof_rate(peaks, kCopy);
   const double t_compute = compute > 0 ? cost.flop / compute : 0;
-  const double t_read = info.cache == CacheState::cold && read > 0 ? cost.bytes / read : 0;
-  if (t_compute <= 0 && t_read <= 0) return {};
-  return t_read >= t_compute ? Roof{kRead, t_read} : Roof{cost.compute_roof, t_compute};
+  double t_read = 0, t_copy = 0;
+  if (info.cache == CacheState::cold && read > 0) {
+    // More written than read: all of it counts as copied (a pure write is no slower than that).
+    const double copied = copy > 0 ? std::min(cost.bytes, 2 * cost.written) : 0;
+    t_copy = copied > 0 ? copied / copy : 0;
+    t_read = (cost.bytes - copied) / read;
+  }
+  const double t_memory = t_read + t_copy;
+  if (t_compute <= 0 && t_memory <= 0) return {};
+  if (t_memory < t_compute) return {cost.compute_roof, t_compute};
+  const char* name = t_read >= 0.9 * t_memory ? kRead : t_copy >= 0.9 * t_memory ? kCopy : kMixed;
+  return {name, t_memory};
 }
 
 void remember_best(const Peaks& peaks) {
@@ -68,6 +82,14 @@ void remember_best(const Peaks& peaks) {
     double& best = rep::machine_card().peaks[key];
     best = std::max(best, value);
   }
+}
+
+std::vector<const char*> parts_of(const std::string& roof) {
+  if (roof == kMixed) return {kRead, kCopy};
+  if (roof == kRead || roof == kCopy) return {roof == kRead ? kRead : kCopy};
+  for (const char* which : {"f32", "f64", "bf16", "int8"})
+    if (roof == which) return {which};
+  return {};
 }
 
 // One probe on a shared machine may fall into a bad moment: before a row is called faster than
@@ -79,7 +101,7 @@ Roof settled_roof(double seconds, const Cost& cost, const CaseInfo& info, Peaks&
     if (i == 0)
       for (auto& [key, value] : peaks) value = std::max(value, rep::machine_card().peaks[key]);
     else
-      probe_peak(roof.name, peaks, 2);
+      for (const char* part : parts_of(roof.name)) probe_peak(part, peaks, 2);
     remember_best(peaks);
     roof = roof_of(cost, info, peaks);
   }
@@ -114,6 +136,7 @@ void add_times(rep::Row& r, const TimeResult& t, const Cost& cost, const CaseInf
 void probe_roofs(const JobGroup& g, Peaks& peaks) {
   const std::string compute = g.op->cost(g.info.text).compute_roof;
   probe_peak(kRead, peaks);
+  if (g.op->cost(g.info.text).written > 0) probe_peak(kCopy, peaks);
   probe_peak(compute, peaks);
   if (compute == "bf16" && roof_instruction("bf16").empty()) probe_peak("f32", peaks);
   remember_best(peaks);

@@ -30,6 +30,9 @@ struct EnumText;
 V3B_ENUM_TEXT(spec::DType, {f64, "f64"}, {f32, "f32"}, {bf16, "bf16"}, {f16, "f16"},
               {f8e4m3, "f8e4m3"}, {i64, "i64"}, {i32, "i32"}, {u8, "u8"})
 V3B_ENUM_TEXT(spec::RopeLayout, {interleaved, "interleaved"}, {hf_halfsplit, "hf_halfsplit"})
+V3B_ENUM_TEXT(spec::YarnWhen, {always, "always"}, {only_if_ctx_gt_orig, "only_if_ctx_gt_orig"})
+V3B_ENUM_TEXT(spec::YarnRamp, {index, "index"}, {paper, "paper"})
+V3B_ENUM_TEXT(spec::PplDef, {token_mean, "token_mean"}, {window_mean, "window_mean"})
 V3B_ENUM_TEXT(spec::NormRounding, {single, "single"}, {hf, "hf"})
 V3B_ENUM_TEXT(spec::RouterMask, {neg_inf, "neg_inf"}, {zero, "zero"})
 V3B_ENUM_TEXT(spec::RouterDtype, {fp32, "fp32"}, {bf16, "bf16"})

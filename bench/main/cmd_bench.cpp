@@ -32,8 +32,10 @@ void add_selection(CLI::App& app, JobOptions& o) {
   app.add_option("--op", o.selection.ops, "ops, comma-separated")->delimiter(',');
   app.add_option("--impl", o.selection.impls, "implementations: cpu_simd or rmsnorm.cpu_simd")
       ->delimiter(',');
-  app.add_option("--case", o.selection.cases,
-                 "a case of any shape of one --op: T=1:512:*2,d=7168; may be repeated");
+  app.add_option(
+      "--case", o.selection.cases,
+      "a case of any shape of one --op (v3bench list --op OP shows its keys): T=1:512:*2,d=7168; "
+      "may be repeated");
   app.add_option("--filter", o.selection.filter,
                  "regular expression searched in op.implementation/case");
   app.add_option("--device", o.selection.device, "cpu or cuda")
@@ -184,7 +186,27 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
   return summary_code(s);
 }
 
+}  // namespace
+
+// The range that is to be profiled: a function of its own and never inlined, so that a profiler can
+// keep what was called from here and leave out the making of inputs and the check.
+[[gnu::noinline]] int64_t v3bench_profiled_range(const Runner& runner, double seconds,
+                                                 double* total_s) {
+  const auto t0 = std::chrono::steady_clock::now();
+  int64_t runs = 0;
+  double elapsed = 0;
+  do {
+    *total_s += run_once(runner);
+    ++runs;
+    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
+  } while (elapsed < seconds);
+  return runs;
+}
+
+namespace {
+
 int run_profile(JobOptions& o, double seconds) {
+  const auto started = std::chrono::steady_clock::now();
   prepare_run(o.common);
   const Ops ops = all_ops();
   const auto groups = select(ops, o);
@@ -202,22 +224,26 @@ int run_profile(JobOptions& o, double seconds) {
   }
   DataHandle data = g.op->make(g.info.text, Fill::real, o.common.seed);
   const Runner runner = g.op->prepare(how, data);
-  const std::string same = fmt::format("v3bench profile --op {} --impl {} --case {} --seed {}",
-                                       g.op->name(), how, g.info.text, o.common.seed);
+  const std::string same =
+      fmt::format("v3bench profile --op {} --impl {} --case {} --seed {} --threads {}",
+                  g.op->name(), how, g.info.text, o.common.seed, o.common.threads);
   fmt::print("range {} ({}), pid {}\n", impl_name(*g.op, how), check.resolved_isa, getpid());
   if (device_of(how) == "cuda")
     fmt::print("ncu --nvtx --nvtx-include \"{}/\" --set full {}\n", impl_name(*g.op, how), same);
   else
-    fmt::print("perf record -g --delay 2000 {} --seconds 5   # the check comes first\n", same);
+    // Sampling starts when inputs and check of this run were done; a tenth later, to be sure.
+    fmt::print(
+        "perf record -g --delay {} {} --seconds {}\n"
+        "perf report --no-children   # the calling thread's share alone: --parent "
+        "v3bench_profiled_range --exclude-other\n",
+        static_cast<int64_t>(
+            1100 *
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count()) +
+            100,
+        same, seconds > 0 ? seconds : 5.0);
   std::fflush(stdout);
-  const auto t0 = std::chrono::steady_clock::now();
-  int64_t runs = 0;
-  double total = 0, elapsed = 0;
-  do {
-    total += run_once(runner);
-    ++runs;
-    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - t0).count();
-  } while (elapsed < seconds);
+  double total = 0;
+  const int64_t runs = v3bench_profiled_range(runner, seconds, &total);
   fmt::print("{} runs, {} each\n", runs,
              rep::short_time_us(1e6 * total / static_cast<double>(runs)));
   return 0;
@@ -250,7 +276,7 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   add_selection(*sub, *bench);
   add_out(*sub, bench->common, "");
   sub->add_option("--min-time", bench->min_time, "seconds of samples a job")
-      ->check(CLI::Range(1e-6, 1e4));
+      ->check(number_from(1e-6, 1e4));
   sub->add_option("--rounds", bench->rounds, "rounds in which implementations take turns")
       ->check(CLI::Range(1, 1000));
   sub->callback([bench, &chosen] {
@@ -261,7 +287,8 @@ void add_bench_commands(CLI::App& app, Chosen& chosen) {
   auto seconds = std::make_shared<double>(0.0);
   sub = app.add_subcommand("profile", "one job, checked, then run for a profiler");
   add_selection(*sub, *profile);
-  sub->add_option("--seconds", *seconds, "run at least so long (default: once)");
+  sub->add_option("--seconds", *seconds, "run at least so long (default: once)")
+      ->check(number_from(0, 1e6));
   sub->callback([profile, seconds, &chosen] {
     chosen.run = [=] { return run_profile(*profile, *seconds); };
   });

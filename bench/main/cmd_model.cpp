@@ -1,5 +1,4 @@
 // train, logits, generate: what needs a model on disk.
-#include "bench/harness/flags_text.h"
 #include "bench/main/commands.h"
 #include "model/error.h"
 #include "scenarios/generate.h"
@@ -9,13 +8,6 @@
 
 namespace v3b::cli {
 namespace {
-
-void add_flags(CLI::App& app, spec::Flags& flags) {
-  app.add_option_function<std::string>(
-      "--flags",
-      [&flags](const std::string& text) { flags = bench::parse_forward_flags(text, "--flags"); },
-      "compatibility flags, router_mask=zero,norm_rounding=hf,... (reference/spec/flags.h)");
-}
 
 // train --evaluate: only what evaluation reads is taken from the training options.
 int run_evaluation(const scen::TrainOptions& o, scen::EvaluateOptions e) {
@@ -118,7 +110,7 @@ void add_generate(CLI::App& app, Chosen& chosen) {
   sub->add_option("--model", o->model,
                   "checkpoint folder with tokenizer.model; default: the shipped model");
   auto* prompt = sub->add_option("--prompt", o->prompt, "the text to go on from");
-  sub->add_option("--prompt-file", o->prompt_file, "a file of it")->excludes(prompt);
+  auto* file = sub->add_option("--prompt-file", o->prompt_file, "a file of it")->excludes(prompt);
   sub->add_option("--backend", o->backend,
                   "cpu_bf16, cpu_f32, reference_f32, reference_f64, or reference | cpu");
   sub->add_option("--dtype", o->dtype, "f64, f32 or bf16, with reference | cpu");
@@ -134,6 +126,9 @@ void add_generate(CLI::App& app, Chosen& chosen) {
   sub->add_option("--threads", o->threads, "threads (0: all)")->check(CLI::Range(0, 4096));
   sub->callback([=, &chosen] {
     chosen.run = [=] {
+      if (prompt->count() + file->count() == 0)
+        throw Error(ExitCode::usage, "nothing to continue", "generate",
+                    "--prompt TEXT or --prompt-file FILE");
       o->greedy = !*sample;
       prepare_run({.threads = o->threads});
       return scen::run_generate(*o);

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <dnnl.hpp>
+#include <filesystem>
 
 #include "bench/harness/peaks.h"
 #include "bench/main/commands.h"
@@ -87,7 +88,7 @@ void add_report_commands(CLI::App& app, Chosen& chosen) {
   sub->add_option("NEW", p->now, "after")->required();
   sub->add_option("--threshold", p->options.threshold_pct,
                   "percent of the median that count as no change")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(number_from(0, 1e6));
   sub->add_flag("--fail-on-ambiguous", p->options.fail_on_ambiguous,
                 "exit code 3 for changes within the noise");
   sub->add_flag("--allow-different-machines", p->options.allow_different_machines);
@@ -100,7 +101,7 @@ void add_report_commands(CLI::App& app, Chosen& chosen) {
   sub->add_option("DIR", p->dir, "a folder of results, or one CSV file")->required();
   sub->callback([=, &chosen] {
     chosen.run = [=] {
-      const bool file = p->dir.size() > 4 && p->dir.compare(p->dir.size() - 4, 4, ".csv") == 0;
+      const bool file = p->dir.ends_with(".csv") || std::filesystem::is_regular_file(p->dir);
       fmt::print("{}", file ? rep::render_table(p->dir) : rep::render_all_tables(p->dir));
       return 0;
     };

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "reference/spec/flags.h"
+
 namespace v3b::cli {
 
 struct Chosen {
@@ -20,6 +22,8 @@ struct Common {
   std::string out, device;
   bool quick = false, full = false, resume = false;
 };
+// Accepts lo <= number <= hi; CLI::Range lets NaN through.
+CLI::Validator number_from(double lo, double hi);
 void add_threads_seed(CLI::App& app, Common& c);
 void add_sizes(CLI::App& app, Common& c);
 void add_out(CLI::App& app, Common& c, const std::string& default_dir);
@@ -28,6 +32,9 @@ void add_bench_commands(CLI::App& app, Chosen& chosen);     // list support chec
 void add_scenario_commands(CLI::App& app, Chosen& chosen);  // scenario all
 void add_model_commands(CLI::App& app, Chosen& chosen);     // train logits generate
 void add_report_commands(CLI::App& app, Chosen& chosen);    // info compare table
+
+// --flags router_mask=zero,...: of the forward pass (reference/spec/flags.h).
+void add_flags(CLI::App& app, spec::Flags& flags);
 
 // For `all`: checks and times the ops' own cases into DIR/bench.csv; returns the exit code.
 int run_all_jobs(const Common& common, const std::vector<std::string>& benchmark_args);

@@ -4,11 +4,16 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <new>
+#include <system_error>
 
+#include "bench/harness/flags_text.h"
 #include "bench/main/commands.h"
+#include "bench/main/usage.h"
 #include "kernels/core/cpu.h"
 #include "model/error.h"
 
@@ -40,27 +45,35 @@ std::string one_line(std::string s) {
   return s;
 }
 
-int usage_error(const std::string& text) {
-  fmt::print(stderr, "v3bench: {} (v3bench --help)\n", one_line(text));
+int usage_error(const std::string& text, const std::string& command = "v3bench") {
+  fmt::print(stderr, "v3bench: {} ({} --help)\n", one_line(text), command);
   return static_cast<int>(ExitCode::usage);
 }
 
-// CLI11 would only say that a subcommand is missing.
-std::string unknown_command(const CLI::App& app, const std::vector<std::string>& words) {
-  const CLI::App* level = &app;
-  for (const auto& w : words) {
-    if (w.empty() || w[0] == '-') return "";
-    std::string names;
-    const CLI::App* next = nullptr;
-    for (const CLI::App* sub : level->get_subcommands([](const CLI::App*) { return true; })) {
-      names += (names.empty() ? "" : " ") + sub->get_name();
-      if (sub->get_name() == w) next = sub;
-    }
-    if (names.empty()) return "";
-    if (next == nullptr) return "unknown command '" + w + "'; expected one of: " + names;
-    level = next;
-  }
-  return "";
+// The end of a run whose standard output may have failed. A reader that had enough (| head) is told nothing.
+int output_lost(int error, int code) {
+  if (error != EPIPE)
+    std::fputs(("v3bench: standard output: cannot write" +
+                (error != 0 ? std::string("; found ") + std::strerror(error) : "") + "\n")
+                   .c_str(),
+               stderr);
+  return code != 0 ? code : static_cast<int>(ExitCode::cannot_write);
+}
+
+int finish(int code) {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  return flushed && std::ferror(stdout) == 0 ? code : output_lost(errno, code);
+}
+
+int system_failure(const std::system_error& e) {
+  if (std::ferror(stdout) != 0) return output_lost(e.code().value(), 0);
+  std::fputs(("v3bench: " + one_line(e.what()) + "\n").c_str(), stderr);
+  const bool written = e.code() == std::errc::no_space_on_device ||
+                       e.code() == std::errc::file_too_large ||
+                       e.code() == std::errc::read_only_file_system || e.code().value() == EDQUOT ||
+                       std::ferror(stderr) != 0;
+  return static_cast<int>(written ? ExitCode::cannot_write : ExitCode::check_failed);
 }
 
 int run_command(int argc, char** argv) {
@@ -75,19 +88,35 @@ int run_command(int argc, char** argv) {
   }
   CLI::App app{"Benchmarks and checks of DeepSeek-V3 components on this machine", "v3bench"};
   app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  v3bench list --op fp8_gemm\n"
+      "  v3bench bench --op fp8_gemm --case m=96,n=4608,k=7168 --out results\n"
+      "  v3bench scenario kv-cache --quick --out results\n"
+      "  v3bench table results\n"
+      "v3bench COMMAND --help tells a command's options.\n"
+      "Exit codes: 0 all well; 1 a check failed; 2 regression; 3 ambiguous; 4 nothing matched or "
+      "ran; 5 a case is "
+      "missing;\n6 machines differ; 64 usage; 65 bad input; 66 not found; 74 cannot write; 130, "
+      "143 interrupted.");
   app.set_version_flag("--version", "v3bench 0.1.0");
   add_bench_commands(app, chosen);
   add_scenario_commands(app, chosen);
   add_model_commands(app, chosen);
   add_report_commands(app, chosen);
-  const std::string unknown = unknown_command(app, {args.rbegin(), args.rend()});
+  const std::vector<std::string> words(args.rbegin(), args.rend());
+  const std::string unknown = unknown_command(app, words);
   if (!unknown.empty()) return usage_error(unknown);
+  const std::string command = command_of(app, words);
   try {
     app.parse(args);
   } catch (const CLI::Success& e) {  // --help, --version
     return app.exit(e);
+  } catch (const CLI::ExtrasError& e) {
+    const std::string option = unknown_option(app, words);
+    return usage_error(option.empty() ? e.what() : option, command);
   } catch (const CLI::ParseError& e) {
-    return usage_error(e.what());
+    return usage_error(e.what(), command);
   }
   return chosen.run ? chosen.run() : usage_error("no command given");
 }
@@ -101,10 +130,28 @@ void set_interrupt_note(const std::string& note) {
 
 void prepare_run(const Common& c) { kern::set_num_threads(static_cast<int>(c.threads)); }
 
+CLI::Validator number_from(double lo, double hi) {
+  const std::string range = fmt::format("FLOAT in [{} - {}]", lo, hi);
+  return CLI::Validator(
+      [=](std::string& text) {
+        double v = 0;
+        const bool good = CLI::detail::lexical_cast(text, v) && v >= lo && v <= hi;
+        return good ? std::string()
+                    : "Value " + text + " not in range [" + fmt::format("{} - {}", lo, hi) + "]";
+      },
+      range);
+}
+
 void add_threads_seed(CLI::App& app, Common& c) {
   app.add_option("--threads", c.threads, "threads (0: all that this process may use)")
       ->check(CLI::Range(0, 4096));
   app.add_option("--seed", c.seed, "seed of all inputs");
+}
+void add_flags(CLI::App& app, spec::Flags& flags) {
+  app.add_option_function<std::string>(
+      "--flags",
+      [&flags](const std::string& text) { flags = bench::parse_forward_flags(text, "--flags"); },
+      "compatibility flags, router_mask=zero,norm_rounding=hf,... (reference/spec/flags.h)");
 }
 void add_sizes(CLI::App& app, Common& c) {
   auto* quick = app.add_flag("--quick", c.quick, "the small subset");
@@ -123,14 +170,16 @@ int main(int argc, char** argv) {
   using namespace v3b;
   cli::install_signal_handlers();
   try {
-    return cli::run_command(argc, argv);
+    return cli::finish(cli::run_command(argc, argv));
   } catch (const Error& e) {
-    fmt::print(stderr, "v3bench: {}\n", e.what());
+    std::fputs(("v3bench: " + std::string(e.what()) + "\n").c_str(), stderr);
     return static_cast<int>(e.code());
+  } catch (const std::system_error& e) {  // fmt's own too, when standard output fails
+    return cli::system_failure(e);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "v3bench: out of memory\n");
+    std::fputs("v3bench: out of memory\n", stderr);
   } catch (const std::exception& e) {
-    fmt::print(stderr, "v3bench: {}\n", cli::one_line(e.what()));
+    std::fputs(("v3bench: " + cli::one_line(e.what()) + "\n").c_str(), stderr);
   }
   return static_cast<int>(ExitCode::check_failed);
 }

@@ -40,6 +40,7 @@ struct AttentionDecode {
   };
 
   static void validate(const Shape& s) {
+    validate_lengths(s.B, s.s, s.min_s, "--case of attention_decode");
     if (s.n_h % s.n_kv != 0)
       throw Error(ExitCode::usage, "heads do not share keys evenly", "--case of attention_decode",
                   "n_h a multiple of n_kv",
@@ -105,7 +106,8 @@ struct AttentionDecode {
     for (const int32_t n : attention_lengths(s.B, s.s, s.min_s)) keys += n;
     const double e = double(spec::dtype_bytes(s.dtype)), d = double(s.d_qk + s.d_v);
     return {2.0 * double(s.n_h) * d * keys, e * d * (double(s.n_kv) * keys + double(s.B * s.n_h)),
-            s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+            s.dtype == spec::DType::bf16 ? "bf16" : "f32",
+            e * double(s.B) * double(s.n_h) * double(s.d_v)};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
     return attention_tolerance(s.dtype, output);

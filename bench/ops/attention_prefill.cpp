@@ -46,6 +46,9 @@ struct AttentionPrefill {
   }
 
   static void validate(const Shape& s) {
+    if (s.s0 + s.T < 1)  // at s0 < 0 the first queries see nothing, but the last one does
+      throw Error(ExitCode::usage, "no key is seen", "--case of attention_prefill", "s0 > -T",
+                  std::to_string(s.s0));
     if (s.n_h % s.n_kv != 0)
       throw Error(ExitCode::usage, "heads do not share keys evenly", "--case of attention_prefill",
                   "n_h a multiple of n_kv",
@@ -80,8 +83,10 @@ struct AttentionPrefill {
     const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T), s0 = double(s.s0);
     const double pairs = s.s0 < 0 ? (T + s0) * (T + s0 + 1) / 2 : T * s0 + T * (T + 1) / 2;
     return {2.0 * double(s.n_h) * double(s.d_qk + s.d_v) * pairs,
-            e * double((s.T * s.n_h + keys(s) * s.n_kv) * (s.d_qk + s.d_v)) + 4 * T * double(s.n_h),
-            s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+            e * (T * double(s.n_h) + double(keys(s)) * double(s.n_kv)) * double(s.d_qk + s.d_v) +
+                4 * T * double(s.n_h),
+            s.dtype == spec::DType::bf16 ? "bf16" : "f32",
+            (e * double(s.d_v) + 4) * T * double(s.n_h)};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
     return prefill_tolerance(s.dtype, output);

@@ -44,7 +44,8 @@ struct Embedding {
     return e;
   }
   static Cost cost(const Shape& s) {
-    return {0, double(s.T) * (2.0 * double(s.d * spec::dtype_bytes(s.dtype)) + 4.0), "f32"};
+    const double row = double(s.d) * double(spec::dtype_bytes(s.dtype));
+    return {0, double(s.T) * (2 * row + 4), "f32", double(s.T) * row};
   }
   static Tolerance tolerance(const Shape&, Fill, const std::string&) { return {}; }  // bitwise
   static std::vector<Case<Shape>> cases() {
@@ -62,7 +63,7 @@ struct Embedding {
                    const Shape& s = d.shape;
                    const spec::EmbeddingArgs a{
                        s.T, s.d, s.V, s.dtype, d.ids.as<int32_t>(), d.table.data(), d.y.data()};
-                   return Runner{.run = [a] { kern::embedding_cpu(a); },
+                   return Runner{.run = [a] { kern::embedding_cpu_copy(a); },
                                  .resolved_isa = "baseline"};
                  }});
     v.push_back(cuda_impl<Embedding>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {

@@ -1,4 +1,4 @@
-// Whole forward pass, decode: everything the suite knows about this op.
+// Whole forward pass, decode: everything the suite knows about this op beside forward_common.h.
 #include "bench/ops/forward_common.h"
 #include "bench/ops/registry.h"
 
@@ -7,20 +7,11 @@ namespace {
 
 struct ForwardDecode {
   static constexpr const char* name = "forward_decode";
-  using Shape = spec::ForwardShape;
-  using Data = ForwardData;
-  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
-    return make_forward_data(s, ForwardWhat::decode, seed);
-  }
-  static Expected reference(const Data& d) { return forward_reference(d); }
-  static Cost cost(const Shape& s) { return forward_cost(s, ForwardWhat::decode); }
-  static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
-    return forward_tolerance(s, output);
-  }
-  static std::vector<Case<Shape>> cases() {
+  static constexpr ForwardWhat what = ForwardWhat::decode;
+  static std::vector<Case<spec::ForwardShape>> cases() {
     using enum spec::DType;
-    [[maybe_unused]] constexpr auto fp8 = spec::KvFormat::fp8_656_pow2;
-    std::vector<Case<Shape>> c;
+    constexpr auto fp8 = spec::KvFormat::fp8_656_pow2;
+    std::vector<Case<spec::ForwardShape>> c;
     c.push_back({{.s0 = 128}, Size::quick});
     c.push_back({{.s0 = 512}, Size::standard});
     c.push_back({{.B = 8, .s0 = 256}, Size::standard});
@@ -49,18 +40,10 @@ struct ForwardDecode {
     c.push_back({{.B = 2, .T = 3, .s0 = 5, .d_q = 0}, Size::quick, true});
     return c;
   }
-  static std::vector<Impl<ForwardDecode>> impls() {
-    std::vector<Impl<ForwardDecode>> v;
-    v.push_back({"cpu_backend", [](const Shape& s) { return forward_support(s, "cpu"); },
-                 [](Data& d) { return forward_runner(d, "cpu"); }});
-    v.push_back({"cpu_eigen", [](const Shape& s) { return forward_support(s, "reference_f32"); },
-                 [](Data& d) { return forward_runner(d, "reference_f32"); }, true});
-    return v;
-  }
 };
 
 }  // namespace
 
-std::unique_ptr<OpBase> make_forward_decode_op() { return make_op<ForwardDecode>(); }
+std::unique_ptr<OpBase> make_forward_decode_op() { return make_op<ForwardOp<ForwardDecode>>(); }
 
 }  // namespace v3b::bench

@@ -75,7 +75,7 @@ struct Fp8Quant {
     const double n = double(s.rows) * double(s.cols);
     const double scales =
         double(s.weight ? spec::fp8_blocks(s.rows) : s.rows) * double(spec::fp8_blocks(s.cols));
-    return {3 * n, n * double(spec::dtype_bytes(s.dtype) + 1) + 4 * scales, "f32"};
+    return {3 * n, n * double(spec::dtype_bytes(s.dtype) + 1) + 4 * scales, "f32", n + 4 * scales};
   }
 
   // The same division and the same rounding: bitwise.

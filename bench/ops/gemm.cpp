@@ -98,7 +98,7 @@ struct Gemm {
           part[size_t(i * nc + j)] = d.c_in.get(i * s.n + columns[size_t(j)]);
     ref::gemm<double>(s.m, nc, s.k, a.data(), s.trans_a ? s.m : s.k, s.trans_a, b.data(), s.k, true,
                       part.data(), nc, s.accumulate);
-    std::vector<double> c(size_t(s.m * s.n), std::numeric_limits<double>::quiet_NaN());
+    std::vector<double> c(size_t(s.m * s.n), 0.0);
     for (int64_t i = 0; i < s.m; ++i)
       for (int64_t j = 0; j < nc; ++j) {
         const double v = part[size_t(i * nc + j)];
@@ -106,7 +106,8 @@ struct Gemm {
             d.fill == Fill::exact ? ref::round_to(v, s.c_type) : v;
       }
     Expected e;
-    e.tensors.push_back({.name = "c", .values = std::move(c)});
+    e.tensors.push_back(
+        {.name = "c", .values = std::move(c), .skip = skip_but_columns(s.m, s.n, columns)});
     return e;
   }
 
@@ -114,7 +115,7 @@ struct Gemm {
     const double m = double(s.m), n = double(s.n), k = double(s.k);
     const double in = double(spec::dtype_bytes(s.dtype)), out = double(spec::dtype_bytes(s.c_type));
     return {2 * m * n * k, (m * k + n * k) * in + m * n * out * (s.accumulate ? 3 : 1),
-            s.dtype == DType::bf16 ? "bf16" : "f32"};
+            s.dtype == DType::bf16 ? "bf16" : "f32", m * n * out};
   }
 
   static Tolerance tolerance(const Shape& s, Fill fill, const std::string&) {

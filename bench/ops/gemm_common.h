@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "bench/harness/op.h"
@@ -12,7 +11,7 @@
 namespace v3b::bench {
 
 // The float64 reference of a product beyond this is cut to a sample of columns, the first, the last
-// and others spread over all residues of 64; unjudged elements are NaN in Expected.
+// and others spread over all residues of 64; the others are skipped in Expected.
 inline constexpr double kReferenceFlop = 6e9;
 inline constexpr double kReferenceWeights = 4e7;  // elements of B as float64: 320 MB
 
@@ -31,6 +30,16 @@ inline std::vector<int64_t> judged_columns(int64_t m, int64_t n, int64_t k) {
     c.push_back(std::min(n - 1, int64_t(std::lround(step * double(i)))));
   c.erase(std::unique(c.begin(), c.end()), c.end());
   return c;
+}
+
+// ExpectedTensor::skip of C [m, n] whose given columns are judged; empty if these are all of them.
+inline std::vector<uint8_t> skip_but_columns(int64_t m, int64_t n,
+                                             const std::vector<int64_t>& judged) {
+  if (int64_t(judged.size()) == n) return {};
+  std::vector<uint8_t> skip(size_t(m * n), 1);
+  for (int64_t i = 0; i < m; ++i)
+    for (const int64_t j : judged) skip[size_t(i * n + j)] = 0;
+  return skip;
 }
 
 // fp32 sums of k exact products in any order: the error of a sum is at most a few times

@@ -76,10 +76,9 @@ struct MlaCacheWrite {
   static Cost cost(const Shape& s) {
     const double e = double(spec::dtype_bytes(s.dtype)), T = double(s.T);
     const bool record = s.kv_format != spec::KvFormat::bf16;
-    return {record ? 3 * T * double(s.d_c) : 0,
-            T * (e * double(s.d_c + s.d_r) +
-                 double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r)) + 4),
-            "f32"};
+    const double row = double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r));
+    return {record ? 3 * T * double(s.d_c) : 0, T * (e * double(s.d_c + s.d_r) + row + 4), "f32",
+            T * row};
   }
   static Tolerance tolerance(const Shape&, Fill, const std::string&) {
     return {};

@@ -55,6 +55,14 @@ struct MlaDecode {
     return attention_scale(s.d_c >= 512 ? 128 + s.d_r : s.d_c / 4 + s.d_r);
   }
 
+  static void validate(const Shape& s) {
+    constexpr int64_t kMostQueries = 4096;  // a decode step
+    validate_lengths(s.B, s.s, s.min_s, "--case of mla_decode");
+    if (s.s_q > kMostQueries)
+      throw Error(ExitCode::usage, "'s_q' is too large", "--case of mla_decode",
+                  "at most " + std::to_string(kMostQueries), std::to_string(s.s_q));
+  }
+
   static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
@@ -154,7 +162,7 @@ struct MlaDecode {
     return {2.0 * double(s.n_h) * double(2 * s.d_c + s.d_r) * pairs,
             keys * double(spec::mla_cache_row_bytes(s.kv_format, s.dtype, s.d_c, s.d_r)) +
                 rows * (e * double(2 * s.d_c + s.d_r) + 4),
-            s.dtype == spec::DType::bf16 ? "bf16" : "f32"};
+            s.dtype == spec::DType::bf16 ? "bf16" : "f32", rows * (e * double(s.d_c) + 4)};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
     return attention_tolerance(s.dtype, output);

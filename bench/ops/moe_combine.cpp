@@ -18,7 +18,7 @@ namespace {
 struct MoeCombine {
   static constexpr const char* name = "moe_combine";
   static constexpr bool exact_fill = true;
-  using Shape = spec::MoeDispatchShape;
+  using Shape = spec::MoeCombineShape;
   struct Data {
     Shape shape;
     ref::Dispatch plan;
@@ -26,16 +26,24 @@ struct MoeCombine {
     std::vector<HostTensor*> tensors() { return {&rows, &row, &weight, &y}; }
     spec::MoeCombineArgs args() {
       const Shape& s = shape;
-      return {s.T, s.d, s.K, s.dtype, rows.data(), row.as<int64_t>(), weight.as<float>(), y.data()};
+      return {
+          s.T,      s.d,        s.K, s.dtype, rows.data(), row.as<int64_t>(), weight.as<float>(),
+          y.data(), s.moe_accum};
     }
   };
-  static std::unique_ptr<Data> make(const Shape& s, Fill fill, uint64_t seed) {
+  static void validate(const Shape& s) {
     if (s.T < 1 || s.d < 1 || s.K < 1 || s.K > s.E)
       throw Error(ExitCode::usage, "size out of range", "--case of moe_combine",
                   "T, d >= 1, 1 <= K <= E", "");
     if (s.dtype != spec::DType::f32 && s.dtype != spec::DType::bf16)
       throw Error(ExitCode::usage, "rows have no such dtype", "--case of moe_combine",
                   "f32 or bf16", spec::dtype_name(s.dtype));
+    // The routes are made before anything is measured.
+    if (s.T * s.K > int64_t{1} << 27)
+      throw Error(ExitCode::usage, "too many routes", "--case of moe_combine", "T*K <= 2^27",
+                  std::to_string(s.T * s.K));
+  }
+  static std::unique_ptr<Data> make(const Shape& s, Fill fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
     using enum spec::DType;
@@ -65,7 +73,7 @@ struct MoeCombine {
     const Shape& s = d.shape;
     std::vector<double> y(size_t(d.y.numel()));
     ref::combine_rows<double>(d.plan, s.T, s.K, s.d, d.rows.to_doubles().data(),
-                              d.weight.to_doubles().data(), y.data());
+                              d.weight.to_doubles().data(), y.data(), s.moe_accum);
     Expected e;
     e.tensors.push_back({.name = "y", .values = std::move(y)});
     return e;
@@ -73,9 +81,12 @@ struct MoeCombine {
   static Cost cost(const Shape& s) {
     const double n = double(s.T) * double(s.K) * double(s.d),
                  e = double(spec::dtype_bytes(s.dtype));
-    return {2 * n, n * e + double(s.T) * double(s.d) * e + 12 * double(s.T) * double(s.K), "f32"};
+    return {2 * n, n * e + double(s.T) * double(s.d) * e + 12 * double(s.T) * double(s.K), "f32",
+            double(s.T) * double(s.d) * e};
   }
   static Tolerance tolerance(const Shape& s, Fill fill, const std::string&) {
+    // Products and sums in float32 from the same bf16 values in the same order: the same bits.
+    if (s.moe_accum == spec::MoeAccum::bf16) return {};
     if (fill == Fill::exact) return {};  // sums of at most K*9: exact in bf16 too up to K = 28
     // K products summed in fp32: each partial sum is rounded at 2^-24 of its size.
     const double sums = 2 * double(s.K) * 0x1p-24;
@@ -95,6 +106,11 @@ struct MoeCombine {
     c.push_back({{.T = 512, .dtype = f32}, Size::full});
     c.push_back({{.T = 13, .d = 37, .E = 5, .K = 3, .dtype = f32}, Size::quick, true});
     c.push_back({{.T = 5, .d = 130, .E = 4, .K = 1}, Size::quick, true});
+    constexpr auto accum = spec::MoeAccum::bf16;
+    c.push_back({{.T = 512, .moe_accum = accum}, Size::full});
+    c.push_back({{.T = 13, .d = 37, .E = 9, .K = 6, .moe_accum = accum}, Size::quick, true});
+    c.push_back(
+        {{.T = 7, .d = 70, .E = 8, .K = 8, .moe_accum = accum, .dtype = f32}, Size::quick, true});
     return c;
   }
   static std::vector<Impl<MoeCombine>> impls() {
@@ -117,7 +133,8 @@ struct MoeCombine {
                                      [&d, rows, y] {
                                        const Shape& s = d.shape;
                                        ref::combine_rows<float>(d.plan, s.T, s.K, s.d, rows->data(),
-                                                                d.weight.as<float>(), y->data());
+                                                                d.weight.as<float>(), y->data(),
+                                                                s.moe_accum);
                                        for (int64_t i = 0; i < d.y.numel(); ++i)
                                          d.y.set(i, (*y)[size_t(i)]);
                                      },

@@ -37,12 +37,14 @@ struct MtpAccept {
     }
   };
 
-  // p is q reweighted by up to e^+-1, so that some drafts are accepted and some are not; drafts
-  // come from q. Greedy: every second draft is the argmax of p.
-  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+  static void validate(const Shape& s) {
     if (s.dtype != spec::DType::f32 || s.gamma < 1 || s.V < 2)
       throw Error(ExitCode::usage, "bad shape", "--case of mtp_accept",
                   "dtype=f32, gamma >= 1, V >= 2");
+  }
+  // p is q reweighted by up to e^+-1, so that some drafts are accepted and some are not; drafts
+  // come from q. Greedy: every second draft is the argmax of p.
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
     const int64_t rows = s.gamma + 1;

@@ -1,4 +1,4 @@
-// MTP module rows: everything the suite knows about this op.
+// MTP module rows: everything the suite knows about this op beside forward_common.h.
 #include "bench/ops/forward_common.h"
 #include "bench/ops/registry.h"
 
@@ -7,20 +7,10 @@ namespace {
 
 struct MtpModule {
   static constexpr const char* name = "mtp_module";
-  using Shape = spec::ForwardShape;
-  using Data = ForwardData;
-  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
-    return make_forward_data(s, ForwardWhat::mtp, seed);
-  }
-  static Expected reference(const Data& d) { return forward_reference(d); }
-  static Cost cost(const Shape& s) { return forward_cost(s, ForwardWhat::mtp); }
-  static Tolerance tolerance(const Shape& s, Fill, const std::string& output) {
-    return forward_tolerance(s, output);
-  }
-  static std::vector<Case<Shape>> cases() {
+  static constexpr ForwardWhat what = ForwardWhat::mtp;
+  static std::vector<Case<spec::ForwardShape>> cases() {
     using enum spec::DType;
-    [[maybe_unused]] constexpr auto fp8 = spec::KvFormat::fp8_656_pow2;
-    std::vector<Case<Shape>> c;
+    std::vector<Case<spec::ForwardShape>> c;
     c.push_back({{.s0 = 128}, Size::quick});
     c.push_back({{.T = 128}, Size::standard});
     c.push_back({{.s0 = 512}, Size::standard});
@@ -28,18 +18,10 @@ struct MtpModule {
     c.push_back({{.T = 5, .s0 = 3, .dtype = f32}, Size::quick, true});
     return c;
   }
-  static std::vector<Impl<MtpModule>> impls() {
-    std::vector<Impl<MtpModule>> v;
-    v.push_back({"cpu_backend", [](const Shape& s) { return forward_support(s, "cpu"); },
-                 [](Data& d) { return forward_runner(d, "cpu"); }});
-    v.push_back({"cpu_eigen", [](const Shape& s) { return forward_support(s, "reference_f32"); },
-                 [](Data& d) { return forward_runner(d, "reference_f32"); }, true});
-    return v;
-  }
 };
 
 }  // namespace
 
-std::unique_ptr<OpBase> make_mtp_module_op() { return make_op<MtpModule>(); }
+std::unique_ptr<OpBase> make_mtp_module_op() { return make_op<ForwardOp<MtpModule>>(); }
 
 }  // namespace v3b::bench

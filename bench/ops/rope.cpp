@@ -82,7 +82,8 @@ struct Rope {
 
   static Cost cost(const Shape& s) {
     const double n = double(s.T) * double(s.n_h) * double(s.d_r);
-    return {3 * n, 2 * n * double(spec::dtype_bytes(s.dtype)) + 4.0 * double(s.T * s.d_r), "f32"};
+    return {3 * n, 2 * n * double(spec::dtype_bytes(s.dtype)) + 4.0 * double(s.T) * double(s.d_r),
+            "f32", n * double(spec::dtype_bytes(s.dtype))};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string&) {
     if (s.dtype == spec::DType::f32) return {.rel_fro = 1e-6, .abs_rms = 1e-6, .rel = 1e-6};

@@ -97,7 +97,8 @@ struct Router {
   static Cost cost(const Shape& s) {
     // An exponential, an addition and a division a score; comparisons are not counted.
     const double n = double(s.T) * double(s.E);
-    return {3 * n, 8 * n + 8 * double(s.T) * double(s.K), "f32"};
+    const double chosen = 8 * double(s.T) * double(s.K);
+    return {3 * n, 8 * n + chosen, "f32", 4 * n + chosen};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string&) {
     // Softmax: z - max is rounded at up to ~10 (2^-21), which exp turns into a relative error.

@@ -55,7 +55,8 @@ struct Swiglu {
   }
   static Cost cost(const Shape& s) {
     const double n = double(s.T) * double(s.m);
-    return {5 * n, 3 * n * double(spec::dtype_bytes(s.dtype)), "f32"};
+    const double e = double(spec::dtype_bytes(s.dtype));
+    return {5 * n, 3 * n * e, "f32", n * e};
   }
   static Tolerance tolerance(const Shape& s, Fill, const std::string&) {
     // f32: exp within 1 ulp, of an argument that is itself exact; bf16: one rounding.

@@ -24,10 +24,12 @@ struct TopkBackward {
     std::vector<HostTensor*> tensors() { return {&idx, &dy, &ds}; }
   };
 
-  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
+  static void validate(const Shape& s) {
     if (s.K > s.E || s.K < 1)
       throw Error(ExitCode::usage, "bad value for 'K'", "--case of topk_backward", "1..E",
                   std::to_string(s.K));
+  }
+  static std::unique_ptr<Data> make(const Shape& s, Fill, uint64_t seed) {
     auto d = std::make_unique<Data>();
     d->shape = s;
     d->idx = HostTensor("idx", Role::input, DType::i32, {s.T, s.K});
@@ -54,7 +56,7 @@ struct TopkBackward {
 
   static Cost cost(const Shape& s) {
     const double te = double(s.T) * double(s.E), tk = double(s.T) * double(s.K);
-    return {0, s.ste ? 8 * te : 4 * te + 8 * tk, "f32"};
+    return {0, s.ste ? 8 * te : 4 * te + 8 * tk, "f32", 4 * te};
   }
 
   static Tolerance tolerance(const Shape&, Fill, const std::string&) { return {}; }

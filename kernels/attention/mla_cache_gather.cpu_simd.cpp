@@ -3,6 +3,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/rows.h"
+#include "kernels/core/team.h"
 
 namespace v3b::kern {
 
@@ -16,7 +17,8 @@ void mla_cache_gather_cpu_simd(const spec::MlaCacheGatherArgs& a) noexcept {
   keys.d2 = keys.record ? a.d_r : 0;
   keys.table = a.block_table;
   keys.page = a.page;
-#pragma omp parallel for schedule(static) if (a.s >= 256)
+  const int threads = team_for(2.0 * static_cast<double>(a.s) * static_cast<double>(row), 0);
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t j = 0; j < a.s; j += kKeyBlock)
     rows_fetch(keys, j, std::min(kKeyBlock, a.s - j), a.dtype,
                static_cast<uint8_t*>(a.out) + j * row, row);

@@ -12,6 +12,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/attention/attention.h"
+#include "kernels/core/team.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace v3b::kern::HWY_NAMESPACE {
@@ -100,7 +101,11 @@ HWY_EXPORT(write_record);
 void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
   const int64_t e = spec::dtype_bytes(a.dtype);
   const int64_t row_bytes = spec::mla_cache_row_bytes(a.kv_format, a.dtype, a.d_c, a.d_r);
-#pragma omp parallel for schedule(static) if (a.T >= 64)
+  // Quantising costs some passes more than copying.
+  const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(row_bytes) *
+                                   (a.kv_format != spec::KvFormat::bf16 ? 8 : 2),
+                               0);
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < a.T; ++t) {
     if (a.slots[t] < 0) continue;
     const uint8_t* c = static_cast<const uint8_t*>(a.c) + t * a.c_stride * e;

@@ -70,6 +70,12 @@ void rows_run(const RowsTask& t) noexcept;
 void rows_merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) noexcept;
 const char* rows_isa(bool bf16) noexcept;  // the instruction set that rows_run uses here
 
+// What a task moves and computes, in the units of team_for().
+struct RowsWork {
+  double bytes, flop;
+};
+RowsWork rows_work(const RowsTask& t) noexcept;
+
 // Independent tasks whose keys [j0, j1) may be split: an even share of all keys for each thread,
 // partial results merged. Every task must leave part_* null.
 void rows_run_split(const RowsTask* tasks, int64_t n) noexcept;

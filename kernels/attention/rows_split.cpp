@@ -6,11 +6,15 @@
 
 #include "kernels/attention/rows.h"
 #include "kernels/core/buffer.h"
+#include "kernels/core/team.h"
 
 namespace v3b::kern {
 namespace {
 constexpr int64_t kLongWork =
     16;  // key blocks a thread from which finer cuts (for balance) cost nothing
+
+// Packing, softmax and short tiles: a task runs at about a third of the rate of a matrix product.
+constexpr double kSoftmaxFactor = 3;
 
 struct Piece {
   int64_t task, j0, j1, part;  // part: its number among the task's pieces
@@ -18,10 +22,23 @@ struct Piece {
 int64_t blocks(const RowsTask& t) { return (t.j1 - t.j0 + kKeyBlock - 1) / kKeyBlock; }
 }  // namespace
 
+RowsWork rows_work(const RowsTask& t) noexcept {
+  const double keys = static_cast<double>(std::max<int64_t>(0, t.j1 - t.j0));
+  const double row = static_cast<double>(t.keys.v == nullptr ? t.d_qk : t.d_qk + t.d_v);
+  return {
+      keys * row * static_cast<double>(spec::dtype_bytes(t.dtype)),
+      kSoftmaxFactor * 2 * static_cast<double>(t.R) * keys * static_cast<double>(t.d_qk + t.d_v)};
+}
+
 void rows_run_split(const RowsTask* tasks, int64_t n) noexcept {
-  const int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
   int64_t all = 0;
-  for (int64_t i = 0; i < n; ++i) all += blocks(tasks[i]);
+  double bytes = 0, flop = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    all += blocks(tasks[i]);
+    const RowsWork w = rows_work(tasks[i]);
+    bytes += w.bytes, flop += w.flop;
+  }
+  const int64_t threads = team_for(bytes, flop);
   const int64_t pieces_a_thread = all / threads >= kLongWork ? 3 : 1;
   const int64_t limit =
       std::max<int64_t>(2, (all + threads * pieces_a_thread - 1) / (threads * pieces_a_thread));

@@ -5,10 +5,11 @@
 #include <string>
 
 #include "kernels/core/cpu.h"
-#include "kernels/forward/pass.h"
+#include "kernels/forward/parts.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/rmsnorm.h"
 #include "model/error.h"
+#include "model/mtp_support.h"
 #include "model/router_config.h"
 #include "reference/spec/attention.h"
 
@@ -124,6 +125,7 @@ class CpuBackend final : public model::Backend {
                             std::span<const float> hidden, const ForwardOptions& o) override {
     if (packed_.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
+    model::check_single_mtp(cfg_, name());
     auto& seq = dynamic_cast<CpuSequence&>(sequence);
     const PackedMtp& m = packed_.mtp[0];
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp.length(),
@@ -137,16 +139,11 @@ class CpuBackend final : public model::Backend {
     plan_.items.assign(1, {&seq.mtp, 0, T, s0});
     make_plan(cfg_, options_.absorbed_prefill, plan_);
 
-    const int64_t e = spec::dtype_bytes(dtype_);
     ws_.h.reserve_discard(T * d);
     mtp_embed_.reserve_discard(T * d);
-    mtp_in_.reserve_discard(T * 2 * d * e);
     embed(m.own_embed.out > 0 ? m.own_embed : packed_.embed, next_ids, mtp_embed_.data());
-    if (options_.flags.mtp_zero_pos0 && s0 == 0) std::fill_n(mtp_embed_.data(), d, 0.0F);
-    const bool e_first = options_.flags.mtp_concat == spec::MtpConcat::emb_h;
-    norm_rows(T, mtp_embed_.data(), m.enorm, mtp_in_.data() + (e_first ? 0 : d * e), 2 * d, dtype_);
-    norm_rows(T, hidden.data(), m.hnorm, mtp_in_.data() + (e_first ? d * e : 0), 2 * d, dtype_);
-    linear(dtype_, m.eh_proj, T, mtp_in_.data(), 2 * d, ws_.h.data(), d, spec::DType::f32);
+    mtp_input(cfg_, options_.flags, dtype_, m, T, s0, mtp_embed_.data(), hidden.data(), mtp_in_,
+              ws_.h.data());
 
     std::vector<ForwardResult> results(1);
     results[0].T = T;
@@ -224,8 +221,14 @@ class CpuBackend final : public model::Backend {
 
   void run_layer(const PackedLayer& p, int64_t index, uint8_t* arena, const ForwardOptions& o,
                  std::vector<ForwardResult>& results) {
-    const LayerContext ctx{cfg_,  options_.flags,      dtype_, router_, use_bias_,
-                           rope_, freqs_.softmax_scale};
+    const LayerContext ctx{cfg_,
+                           options_.flags,
+                           dtype_,
+                           router_,
+                           use_bias_,
+                           rope_,
+                           freqs_.softmax_scale,
+                           options_.capacity_factor};
     run_attention(ctx, p, arena, plan_, ws_);
     model::LayerRoutes routes;
     const bool keep = o.routes && p.is_moe;
@@ -237,7 +240,12 @@ class CpuBackend final : public model::Backend {
       results[i].routes.push_back({index,
                                    K,
                                    {routes.idx.begin() + from, routes.idx.begin() + to},
-                                   {routes.weight.begin() + from, routes.weight.begin() + to}});
+                                   {routes.weight.begin() + from, routes.weight.begin() + to},
+                                   {},
+                                   {}});
+      if (!routes.dropped.empty())
+        results[i].routes.back().dropped.assign(routes.dropped.begin() + from,
+                                                routes.dropped.begin() + to);
     }
   }
 

@@ -16,7 +16,7 @@ namespace v3b::kern {
 //
 // Dynamic scalings of RoPE (dynamic NTK, dynamic YaRN): keys are cached rotated, so a call that
 // changes the frequencies of a non-empty sequence throws; run such a sequence in one call
-// (SPEC 1.4.3).
+// (SPEC 1.4.3). One MTP module (model/mtp_support.h); more throw in mtp_forward.
 std::unique_ptr<model::Backend> make_cpu_backend(model::WeightsPtr weights, spec::DType compute,
                                                  const model::BackendOptions& options = {});
 

@@ -1,10 +1,10 @@
 // The feed-forward half of a decoder layer (SPEC 1.12-1.16): dense SwiGLU, or router, experts and
 // shared expert.
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
+#include "kernels/core/team.h"
 #include "kernels/forward/pass.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/rmsnorm.h"
@@ -12,8 +12,6 @@
 
 namespace v3b::kern {
 namespace {
-
-constexpr int64_t kParallelFrom = 1 << 15;
 
 void norm(const LayerContext& ctx, int64_t n, const float* x, const float* w, void* y,
           spec::DType y_type) {
@@ -72,15 +70,30 @@ void router_logits(const LayerContext& ctx, const PackedLayer& p, int64_t n, con
 }
 
 void add_rows(const LayerContext& ctx, const uint8_t* y, int64_t n, float* h) {
+  const int threads = team_for(12.0 * static_cast<double>(n), 0);
   if (ctx.dtype == spec::DType::f32) {
     const float* f = reinterpret_cast<const float*>(y);
-#pragma omp parallel for simd schedule(static) if (n > kParallelFrom)
+#pragma omp parallel for simd schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; ++i) h[i] += f[i];
     return;
   }
   const uint16_t* b = reinterpret_cast<const uint16_t*>(y);
-#pragma omp parallel for simd schedule(static) if (n > kParallelFrom)
+#pragma omp parallel for simd schedule(static) num_threads(threads)
   for (int64_t i = 0; i < n; ++i) h[i] += std::bit_cast<float>(static_cast<uint32_t>(b[i]) << 16);
+}
+
+// Slots beyond an expert's capacity become unused ones (SPEC 1.15).
+void drop(const LayerContext& ctx, int64_t n, Workspace& ws, model::LayerRoutes* routes) {
+  const int64_t E = ctx.c.n_routed_experts, K = ctx.c.num_experts_per_tok;
+  std::vector<uint8_t> keep(static_cast<size_t>(n * K));
+  moe_capacity_cpu({n, E, K, ws.idx.data(), ws.weight.data(),
+                    moe_expert_capacity(ctx.capacity_factor, K, n, E), ctx.flags.drop_policy,
+                    keep.data()});
+  for (int64_t i = 0; i < n * K; ++i) {
+    const bool dropped = keep[static_cast<size_t>(i)] == 0;
+    if (dropped) ws.idx[i] = -1;
+    if (routes != nullptr) routes->dropped.push_back(dropped ? 1 : 0);
+  }
 }
 
 void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h, Workspace& ws,
@@ -102,6 +115,7 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
     routes->idx.insert(routes->idx.end(), ws.idx.data(), ws.idx.data() + n * K);
     routes->weight.insert(routes->weight.end(), ws.weight.data(), ws.weight.data() + n * K);
   }
+  if (ctx.capacity_factor > 0) drop(ctx, n, ws, routes);
   ws.y.reserve_discard(n * d * spec::dtype_bytes(ctx.dtype));
   spec::MoeExpertsArgs a{};
   a.T = n, a.d = d, a.m = c.moe_intermediate_size, a.E = E, a.K = K;
@@ -113,6 +127,7 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
   a.experts = p.expert_ptrs.data();
   a.shared = p.shared_ptrs;
   a.y = ws.y.data();
+  a.moe_accum = ctx.flags.moe_accum;
   moe_experts_cpu_simd(a, ws.moe);
   add_rows(ctx, ws.y.data(), n * d, h);
 }
@@ -122,8 +137,10 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
 void run_ffn(const LayerContext& ctx, const PackedLayer& p, int64_t rows, Workspace& ws,
              model::LayerRoutes* routes) {
   const int64_t d = ctx.c.hidden_size;
-  for (int64_t r0 = 0; r0 < rows; r0 += kRowChunk) {
-    const int64_t n = std::min(kRowChunk, rows - r0);
+  // A capacity is of all rows of the pass together.
+  const int64_t chunk = ctx.capacity_factor > 0 ? rows : kRowChunk;
+  for (int64_t r0 = 0; r0 < rows; r0 += chunk) {
+    const int64_t n = std::min(chunk, rows - r0);
     float* h = ws.h.data() + r0 * d;
     ws.x.reserve_discard(n * d * spec::dtype_bytes(ctx.dtype));
     norm(ctx, n, h, p.post_norm.data(), ws.x.data(), ctx.dtype);

@@ -56,6 +56,7 @@ struct LayerContext {
   bool use_bias;
   const model::RopeTable& rope;
   double softmax_scale;
+  double capacity_factor = 0;  // model::BackendOptions
 };
 
 // h [rows, d] f32 in ws.h: the residual stream, updated in place by one decoder layer. Cache rows

@@ -5,12 +5,11 @@
 
 #include <cstring>
 
+#include "kernels/core/team.h"
 #include "kernels/gemm/gemm.h"
 
 namespace v3b::kern {
 namespace {
-
-constexpr int64_t kParallelFrom = 1 << 16;  // elements; below it waking the team costs more
 
 void narrow(const float* __restrict src, uint16_t* __restrict dst, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -31,8 +30,9 @@ void widen(const uint16_t* __restrict src, float* __restrict dst, int64_t n) {
 
 template <class F>
 void split(int64_t n, F&& f) {
-  if (n < kParallelFrom || omp_in_parallel() != 0) return f(0, n);
-#pragma omp parallel
+  const int threads = team_for(6.0 * static_cast<double>(n), 0);
+  if (threads == 1) return f(0, n);
+#pragma omp parallel num_threads(threads)
   {
     const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
     const int64_t lo = n * i / t / 64 * 64, hi = i + 1 == t ? n : n * (i + 1) / t / 64 * 64;

@@ -27,6 +27,9 @@ std::string fp8_gemm_cpu_simd_isa();
 bool fp8_gemm_avx512bf16_supported();  // AVX512_BF16 and AVX512_VBMI
 void fp8_gemm_cpu_avx512bf16(const spec::Fp8GemmArgs& a) noexcept;
 
+// Baseline: wide_b [n, k] from fp8_dequant_weight, wide_a [m, k] scratch.
+void fp8_gemm_cpu_onednn(const spec::Fp8GemmArgs& a, const float* wide_b, float* wide_a) noexcept;
+
 // Work pieces of the AVX-512 file, called by the entry points above (one thread each).
 // A as bf16 [m, kp], kp = k rounded up to 128, zero padded.
 void fp8_widen_rows_avx512bf16(const spec::f8e4m3* q, int64_t rows, int64_t k, int64_t kp,

@@ -6,6 +6,7 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/team.h"
 #include "kernels/gemm/fp8.h"
 
 namespace v3b::kern {
@@ -14,7 +15,6 @@ namespace {
 // Up to here the streaming form wins (measured): beyond, widening once per six rows costs more than
 // packing.
 constexpr int64_t kGemvRows = 24;
-constexpr int64_t kParallelFromBytes = 128 << 10;  // of weights
 
 void zero_c(const spec::Fp8GemmArgs& a) {
   std::memset(a.c, 0, static_cast<size_t>(a.m * a.n * spec::dtype_bytes(a.c_type)));
@@ -34,11 +34,13 @@ void fp8_gemm_cpu_avx512bf16(const spec::Fp8GemmArgs& g) noexcept {
   thread_local Buffer<spec::bf16> wide;
   wide.reserve_discard(g.m * kp);
   spec::bf16* a = wide.data();
-  const bool parallel = num_threads() > 1 && g.n * g.k >= kParallelFromBytes;
+  // Widening the codes costs about as much again as reading them.
+  const double weights = static_cast<double>(g.n) * static_cast<double>(g.k);
+  const int threads = team_for(2 * weights, 2 * weights * static_cast<double>(g.m));
   if (g.m <= kGemvRows) {
     fp8_widen_rows_avx512bf16(g.qa, g.m, g.k, kp, a);
-    if (!parallel) return fp8_gemv_avx512bf16(g, a, kp, 0, g.n);
-#pragma omp parallel
+    if (threads == 1) return fp8_gemv_avx512bf16(g, a, kp, 0, g.n);
+#pragma omp parallel num_threads(threads)
     {
       const int64_t t = omp_get_num_threads(), i = omp_get_thread_num(), pairs = (g.n + 1) / 2;
       fp8_gemv_avx512bf16(g, a, kp, pairs * i / t * 2, std::min(g.n, pairs * (i + 1) / t * 2));
@@ -46,7 +48,7 @@ void fp8_gemm_cpu_avx512bf16(const spec::Fp8GemmArgs& g) noexcept {
     return;
   }
   const int64_t tiles = (g.n + kFp8TileN - 1) / kFp8TileN;
-#pragma omp parallel if (parallel)
+#pragma omp parallel num_threads(threads)
   {
     thread_local Buffer<uint8_t> scratch;
     scratch.reserve_discard(kFp8TileScratchBytes);

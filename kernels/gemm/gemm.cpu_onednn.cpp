@@ -1,4 +1,4 @@
-// gemm() through oneDNN's matmul. Creating a primitive costs ~0.1-1 ms (code generation), looking
+// Products through oneDNN's matmul. Creating a primitive costs ~0.1-1 ms (code generation), looking
 // one up must cost next to nothing, so every thread keeps its own table from the full shape to a
 // ready primitive with its three memory objects and a scratch buffer: no lock, no allocation, no
 // std::unordered_map of arguments on the hot path. The generated code itself is shared between
@@ -149,7 +149,7 @@ Entry& lookup(ThreadCache& tc, const GemmArgs& g, const Key& key) {
   return *tc.last;
 }
 
-void run(ThreadCache& tc, Entry& e, const GemmArgs& g) {
+void run(ThreadCache& tc, Entry& e, const GemmArgs& g, int threads) {
   if (tc.scratch.size() < e.scratch_bytes) tc.scratch.reserve_discard(e.scratch_bytes);
   void* a = const_cast<void*>(g.a);  // oneDNN's handles are not const; A and B are only read
   void* b = const_cast<void*>(g.b);
@@ -161,9 +161,12 @@ void run(ThreadCache& tc, Entry& e, const GemmArgs& g) {
                                    {DNNL_ARG_WEIGHTS, e.b.get()},
                                    {DNNL_ARG_DST, e.c.get()},
                                    {DNNL_ARG_SCRATCHPAD, e.scratch.get()}};
-  if (dnnl_primitive_execute(e.prim.get(), tc.stream.get(), 4, args) != dnnl_success) {
-    die(g, "execution failed");
-  }
+  // A primitive runs on the team that it was made for; the setting belongs to this thread only.
+  const int before = omp_get_max_threads();
+  if (before != threads) omp_set_num_threads(threads);
+  const bool ok = dnnl_primitive_execute(e.prim.get(), tc.stream.get(), 4, args) == dnnl_success;
+  if (before != threads) omp_set_num_threads(before);
+  if (!ok) die(g, "execution failed");
 }
 
 void* at(const void* p, int64_t elements, DType t) {
@@ -171,7 +174,7 @@ void* at(const void* p, int64_t elements, DType t) {
 }
 
 void run_via_f32(ThreadCache& tc, const GemmArgs& g, int64_t count, int64_t sa, int64_t sb,
-                 int64_t sc);
+                 int64_t sc, int threads);
 
 void zero_c(const GemmArgs& g, int64_t count, int64_t sc) {
   const int64_t bytes = spec::dtype_bytes(g.c_type);
@@ -183,7 +186,7 @@ void zero_c(const GemmArgs& g, int64_t count, int64_t sc) {
   }
 }
 
-void run_any(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc) {
+void run_any(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc, int threads) {
   if (count == 0 || g.M == 0 || g.N == 0) return;
   if (g.K == 0) {
     if (!g.accumulate) zero_c(g, count, sc);
@@ -192,16 +195,16 @@ void run_any(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t s
   ThreadCache& tc = thread_cache();
   const int32_t flags = (g.trans_a ? 1 : 0) | (g.trans_b ? 2 : 0) | (g.accumulate ? 4 : 0) |
                         (g.ab_type == DType::bf16 ? 8 : 0) | (g.c_type == DType::bf16 ? 16 : 0);
-  const Key key{g.M, g.N, g.K, g.lda, g.ldb, g.ldc, count, sa, sb, sc, flags, num_threads()};
+  const Key key{g.M, g.N, g.K, g.lda, g.ldb, g.ldc, count, sa, sb, sc, flags, threads};
   Entry& e = lookup(tc, g, key);
-  if (e.via_f32) return run_via_f32(tc, g, count, sa, sb, sc);
-  run(tc, e, g);
+  if (e.via_f32) return run_via_f32(tc, g, count, sa, sb, sc, threads);
+  run(tc, e, g, threads);
 }
 
 // bf16 operands are widened to fp32 (dense copies), fp32 ones are used as they are; a bf16 C is
 // rounded from an fp32 one.
 void run_via_f32(ThreadCache& tc, const GemmArgs& g, int64_t count, int64_t sa, int64_t sb,
-                 int64_t sc) {
+                 int64_t sc, int threads) {
   const int64_t ar = g.trans_a ? g.K : g.M, ac = g.trans_a ? g.M : g.K;
   const int64_t br = g.trans_b ? g.N : g.K, bc = g.trans_b ? g.K : g.N;
   const auto widen = [](const void* p, int64_t rows, int64_t cols, int64_t ld, Buffer<float>& out) {
@@ -221,13 +224,13 @@ void run_via_f32(ThreadCache& tc, const GemmArgs& g, int64_t count, int64_t sa, 
       w.ab_type = DType::f32;
     }
     if (g.c_type == DType::f32) {
-      run_any(w, 1, 0, 0, 0);
+      run_any(w, 1, 0, 0, 0, threads);
       continue;
     }
     auto* c = static_cast<spec::bf16*>(w.c);
     tc.wide_c.reserve_discard(g.M * g.N);
     w.c = tc.wide_c.data(), w.ldc = g.N, w.c_type = DType::f32;
-    run_any(w, 1, 0, 0, 0);
+    run_any(w, 1, 0, 0, 0, threads);
     for (int64_t r = 0; r < g.M; ++r) {
       convert_f32_to_bf16(tc.wide_c.data() + r * g.N, c + r * g.ldc, g.N);
     }
@@ -243,13 +246,13 @@ constexpr double kExactFromFlop = 1e9;  // >= 2.5 ms: a new primitive costs litt
 
 int64_t cut(int64_t n) { return n <= kExactTo || n % kGrain == 0 ? n : n / kGrain * kGrain; }
 
-void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc,
+void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc, int threads,
                bool may_stream) {
   const double flop = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) *
                       static_cast<double>(g.K) * static_cast<double>(count);
   const int64_t m = cut(g.M), n = cut(g.N), k = g.c_type == DType::f32 ? cut(g.K) : g.K;
   if (flop >= kExactFromFlop || (m == g.M && n == g.N && k == g.K)) {
-    return run_any(g, count, sa, sb, sc);
+    return run_any(g, count, sa, sb, sc, threads);
   }
   GemmArgs head = g, tail = g;
   if (m != g.M) {
@@ -266,34 +269,24 @@ void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t
     tail.b = at(g.b, g.trans_b ? k : k * g.ldb, g.ab_type);
     tail.accumulate = true;
   }
-  run_split(head, count, sa, sb, sc, may_stream);
+  run_split(head, count, sa, sb, sc, threads, may_stream);
   if (may_stream && count == 1 && gemv_takes(tail)) return gemv(tail);
-  run_split(tail, count, sa, sb, sc, may_stream);
+  run_split(tail, count, sa, sb, sc, threads, may_stream);
 }
 
 }  // namespace
 
-void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
-                  int64_t stride_c) noexcept {
+void gemm_onednn_threads(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c, int threads, bool may_stream) noexcept {
   try {
-    if (count == 1) {
-      if (gemv_takes(g)) return gemv(g);
-      stride_a = stride_b = stride_c = 0;
-    }
-    run_split(g, count, stride_a, stride_b, stride_c, true);
+    run_split(g, count, stride_a, stride_b, stride_c, threads, may_stream);
   } catch (const std::exception& e) {
     die(g, e.what());
   }
 }
 
-void gemm(const GemmArgs& g) noexcept { gemm_batched(g, 1, 0, 0, 0); }
-
 void gemm_onednn(const GemmArgs& g) noexcept {
-  try {
-    run_split(g, 1, 0, 0, 0, false);
-  } catch (const std::exception& e) {
-    die(g, e.what());
-  }
+  gemm_onednn_threads(g, 1, 0, 0, 0, num_threads(), false);  // the library's own choice of threads
 }
 
 std::string gemm_onednn_isa() {

@@ -34,6 +34,9 @@ void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t st
                   int64_t stride_c) noexcept;
 // The same through oneDNN alone, without the streaming kernel for few rows (gemv.h): the baseline's form.
 void gemm_onednn(const GemmArgs& g) noexcept;
+// What gemm_batched() calls: oneDNN on `threads` threads; may_stream: remainders of few rows go through gemv.
+void gemm_onednn_threads(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c, int threads, bool may_stream) noexcept;
 std::string gemm_onednn_isa();  // "oneDNN:avx512_core_bf16", what oneDNN dispatches to here
 // M varies from call to call in expert layers; shapes are bucketed inside, so a varying M builds few primitives.
 

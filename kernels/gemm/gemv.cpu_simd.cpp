@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/core/cpu.h"
+#include "kernels/core/team.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gemm/gemv.cpu_simd.cpp"
@@ -94,7 +95,6 @@ HWY_EXPORT(isa);
 
 namespace {
 constexpr int64_t kStreamFromBytes = 2 << 20;
-constexpr int64_t kParallelFromBytes = 256 << 10;  // of weights; below it one core is done sooner
 }  // namespace
 
 std::string gemv_isa(spec::DType ab_type) {
@@ -120,9 +120,11 @@ void gemv(const GemmArgs& g) noexcept {
       HWY_DYNAMIC_DISPATCH(rows)(g, n0, n1);
     }
   };
-  const int64_t bytes = g.N * g.K * spec::dtype_bytes(g.ab_type);
-  if (bytes < kParallelFromBytes || num_threads() == 1) return work(0, g.N);
-#pragma omp parallel
+  const double weights = static_cast<double>(g.N) * static_cast<double>(g.K);
+  const int threads = team_for(weights * static_cast<double>(spec::dtype_bytes(g.ab_type)),
+                               2 * weights * static_cast<double>(g.M));
+  if (threads == 1) return work(0, g.N);
+#pragma omp parallel num_threads(threads)
   {
     const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
     const int64_t blocks = (g.N + 3) / 4;

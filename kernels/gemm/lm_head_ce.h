@@ -12,6 +12,8 @@ namespace v3b::kern {
 // NaN logits make lse and nll NaN.
 void lm_head_ce_cpu_simd(const spec::LmHeadCeArgs& a) noexcept;
 std::string lm_head_ce_cpu_simd_isa();
+// Baseline: logits [T, V] of the caller's, by oneDNN, then cross_entropy_rows.
+void lm_head_ce_cpu_onednn(const spec::LmHeadCeArgs& a, float* logits) noexcept;
 
 // The folding part alone, for callers that have logits: z [T, V] with row stride ldz, fp32. nll,
 // argmax and labels as in LmHeadCeArgs. Uses all OpenMP threads.

@@ -14,9 +14,16 @@ namespace v3b::kern {
 void router_select_cpu_simd(const spec::RouterSelectArgs& a) noexcept;
 const char* router_select_cpu_simd_isa() noexcept;
 
-// Rows to expert order (stable), and the weighted sum back. Pure moves; fp32 sums, k ascending.
+// Slots that keep their place under a capacity (SPEC 1.15). One pass over T*K slots; `prob` sorts
+// nothing but cuts each overfull expert's slots at its capacity.
+void moe_capacity_cpu(const spec::MoeCapacityArgs& a) noexcept;
+// max(1, ceil(cf*K*T/E)), at most T*K.
+int64_t moe_expert_capacity(double capacity_factor, int64_t K, int64_t T, int64_t E) noexcept;
+// Rows to expert order (stable), and the weighted sum back. Pure moves; fp32 sums, k ascending, or
+// bf16 sums, experts ascending.
 void moe_dispatch_cpu_simd(const spec::MoeDispatchArgs& a) noexcept;
 void moe_combine_cpu_simd(const spec::MoeCombineArgs& a) noexcept;
+void moe_combine_rows(const spec::MoeCombineArgs& a) noexcept;  // its loop, beside the dispatch's
 const char* moe_dispatch_cpu_simd_isa() noexcept;
 
 // Scratch that grows to the largest call and is kept between calls (decode steps allocate nothing).

@@ -10,6 +10,7 @@
 #include <omp.h>
 
 #include <cstring>
+#include <vector>
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
@@ -92,7 +93,39 @@ void combine_rows(const spec::MoeCombineArgs& a) {
     }
   }
 }
+// One element block of a token at a time, its rows in expert order, everything rounded to bf16.
+template <class T>
+void combine_rows_bf16(const spec::MoeCombineArgs& a) {
+  const DF df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  const T* rows = static_cast<const T*>(a.rows);
+#pragma omp parallel for schedule(static) if (a.T * a.K * a.d >= kParallelBytes / 2 && \
+                                              omp_in_parallel() == 0)
+  for (int64_t t = 0; t < a.T; ++t) {
+    const int64_t* row = a.row + t * a.K;
+    const float* w = a.weight + t * a.K;
+    T* y = static_cast<T*>(a.y) + t * a.d;
+    for (int64_t j = 0; j < a.d; j += lanes) {
+      const size_t n = static_cast<size_t>(a.d - j < lanes ? a.d - j : lanes);
+      VF s = hn::Zero(df);
+      for (int64_t last = -1;;) {  // the next row in expert order; K is small
+        int64_t next = -1;
+        for (int64_t k = 0; k < a.K; ++k)
+          if (row[k] > last && (next < 0 || row[k] < row[next])) next = k;
+        if (next < 0) break;
+        last = row[next];
+        const VF v = round_bf16(df, load_tail(df, rows + last * a.d + j, n));
+        s = round_bf16(df, hn::Add(s, round_bf16(df, hn::Mul(hn::Set(df, w[next]), v))));
+      }
+      store_tail(df, s, y + j, n);
+    }
+  }
+}
 void combine(const spec::MoeCombineArgs& a) {
+  if (a.moe_accum == spec::MoeAccum::bf16) {
+    if (a.dtype == spec::DType::bf16) return combine_rows_bf16<uint16_t>(a);
+    return combine_rows_bf16<float>(a);
+  }
   if (a.dtype == spec::DType::bf16) return combine_rows<uint16_t>(a);
   combine_rows<float>(a);
 }
@@ -113,19 +146,25 @@ HWY_EXPORT(dispatch_target);
 
 void moe_dispatch_cpu_simd(const spec::MoeDispatchArgs& a) noexcept {
   const int64_t slots = a.T * a.K;
+  std::vector<uint8_t> keep;
+  if (a.capacity > 0) {
+    keep.resize(static_cast<size_t>(slots));
+    moe_capacity_cpu({a.T, a.E, a.K, a.idx, a.weight, a.capacity, a.drop_policy, keep.data()});
+  }
+  const auto served = [&](int64_t i) {
+    return a.idx[i] >= 0 && (keep.empty() || keep[static_cast<size_t>(i)] != 0);
+  };
   std::memset(a.offsets, 0, static_cast<size_t>(a.E + 1) * 8);
   for (int64_t i = 0; i < slots; ++i)
-    if (a.idx[i] >= 0) ++a.offsets[a.idx[i] + 1];
+    if (served(i)) ++a.offsets[a.idx[i] + 1];
   for (int64_t e = 0; e < a.E; ++e) a.offsets[e + 1] += a.offsets[e];
   // Placing moves every offset to its expert's end; the shift below moves them back.
-  for (int64_t i = 0; i < slots; ++i) a.row[i] = a.idx[i] < 0 ? -1 : a.offsets[a.idx[i]]++;
+  for (int64_t i = 0; i < slots; ++i) a.row[i] = served(i) ? a.offsets[a.idx[i]]++ : -1;
   for (int64_t e = a.E; e > 0; --e) a.offsets[e] = a.offsets[e - 1];
   a.offsets[0] = 0;
   HWY_DYNAMIC_DISPATCH(gather)(a);
 }
-void moe_combine_cpu_simd(const spec::MoeCombineArgs& a) noexcept {
-  HWY_DYNAMIC_DISPATCH(combine)(a);
-}
+void moe_combine_rows(const spec::MoeCombineArgs& a) noexcept { HWY_DYNAMIC_DISPATCH(combine)(a); }
 const char* moe_dispatch_cpu_simd_isa() noexcept { return HWY_DYNAMIC_DISPATCH(dispatch_target)(); }
 
 }  // namespace v3b::kern

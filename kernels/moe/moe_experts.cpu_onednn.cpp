@@ -13,6 +13,16 @@
 namespace v3b::kern {
 namespace {
 
+// One term onto a running sum; moe_accum=bf16 rounds term, product and sum.
+void add_row(const spec::MoeExpertsArgs& a, const float* o, float w, float* y) {
+  if (a.moe_accum == spec::MoeAccum::fp32) {
+    for (int64_t j = 0; j < a.d; ++j) y[j] += w * o[j];
+    return;
+  }
+  const auto rounded = [](float v) { return spec::to_float(spec::to_bf16(v)); };
+  for (int64_t j = 0; j < a.d; ++j) y[j] = rounded(y[j] + rounded(w * rounded(o[j])));
+}
+
 float silu(float a) { return a / (1.0f + std::exp(-a)); }
 
 void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows, int64_t m,
@@ -73,16 +83,14 @@ void moe_experts_cpu_onednn(const spec::MoeExpertsArgs& a, MoeScratch& scratch) 
     ffn(a, a.experts[e], rows, a.m, s.gathered.data(), s, s.out.data());
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t slot = s.slot[first + i];
-      float* y = s.sum.data() + slot / a.K * a.d;
-      const float* o = s.out.data() + i * a.d;
-      const float w = a.weight[slot];
-      for (int64_t j = 0; j < a.d; ++j) y[j] += w * o[j];
+      add_row(a, s.out.data() + i * a.d, a.weight[slot], s.sum.data() + slot / a.K * a.d);
     }
   }
   if (a.shared_m > 0) {
     s.out.reserve_discard(a.T * a.d);
     ffn(a, a.shared, a.T, a.shared_m, a.x, s, s.out.data());
-    for (int64_t i = 0; i < a.T * a.d; ++i) s.sum[i] += s.out[i];
+    for (int64_t t = 0; t < a.T; ++t)
+      add_row(a, s.out.data() + t * a.d, 1.0F, s.sum.data() + t * a.d);
   }
   if (a.x_dtype == spec::DType::bf16)
     convert_f32_to_bf16(s.sum.data(), static_cast<spec::bf16*>(a.y), a.T * a.d);

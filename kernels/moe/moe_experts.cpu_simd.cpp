@@ -20,6 +20,7 @@
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/team.h"
 #include "kernels/moe/moe.h"
 #include "kernels/moe/moe_product.h"
 #include "kernels/moe/moe_scratch.h"
@@ -65,6 +66,26 @@ void add_scaled(const float* o, float w, int64_t n, float* y) {
   for (; i < n; ++i) y[i] += w * o[i];
 }
 
+// y = bf16(y + bf16(w * bf16(o))), all in fp32 containers: moe_accum=bf16.
+void add_scaled_bf16(const float* o, float w, int64_t n, float* y) {
+  const DF df;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(df));
+  const VF vw = hn::Set(df, w);
+  const auto next = [&](VF vo, VF vy) {
+    return round_bf16(df, hn::Add(vy, round_bf16(df, hn::Mul(vw, round_bf16(df, vo)))));
+  };
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    hn::StoreU(next(hn::LoadU(df, o + i), hn::LoadU(df, y + i)), df, y + i);
+  if (i == n) return;
+  const size_t tail = static_cast<size_t>(n - i);
+  store_tail(df, next(load_tail(df, o + i, tail), load_tail(df, y + i, tail)), y + i, tail);
+}
+void add_row(bool bf16, const float* o, float w, int64_t n, float* y) {
+  if (bf16) return add_scaled_bf16(o, w, n, y);
+  add_scaled(o, w, n, y);
+}
+
 void put_row(const float* y, int64_t n, bool to_bf16, void* out) {
   if (!to_bf16) {
     std::memcpy(out, y, static_cast<size_t>(n) * 4);
@@ -90,7 +111,7 @@ HWY_AFTER_NAMESPACE();
 namespace v3b::kern {
 namespace {
 HWY_EXPORT(swiglu_to);
-HWY_EXPORT(add_scaled);
+HWY_EXPORT(add_row);
 HWY_EXPORT(put_row);
 HWY_EXPORT(moe_target);
 
@@ -99,8 +120,8 @@ using Impl = MoeScratch::Impl;
 
 constexpr int64_t kFewRows = 12;    // streaming products up to here (gemv_takes, fp8 gemv)
 constexpr int64_t kBigBlock = 128;  // columns a unit with many rows; FP8 scale blocks are 128 too
-constexpr int64_t kSerialBytes =
-    96 << 10;  // weights read; below, one core is done before a team would be awake
+// Narrow products, SwiGLU and scattered rows: the experts run at about half the rate of one product.
+constexpr double kExpertFactor = 2;
 
 int64_t pow2_floor(int64_t x) {
   int64_t p = 1;
@@ -263,8 +284,9 @@ void output_unit(const Call& c, int64_t t0, int64_t t1, int64_t n0, int64_t n1, 
                     job.w->down, job.w->down_scale, n0, n1, out, scratch);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t t = slot == nullptr ? r + i : slot[r + i] / a.K;
-        HWY_DYNAMIC_DISPATCH(add_scaled)
-        (out + i * n, slot == nullptr ? 1.0F : a.weight[slot[r + i]], n, sum + (t - t0) * n);
+        HWY_DYNAMIC_DISPATCH(add_row)
+        (a.moe_accum == spec::MoeAccum::bf16, out + i * n,
+         slot == nullptr ? 1.0F : a.weight[slot[r + i]], n, sum + (t - t0) * n);
       }
     }
   }
@@ -273,15 +295,17 @@ void output_unit(const Call& c, int64_t t0, int64_t t1, int64_t n0, int64_t n1, 
   (sum + (t - t0) * n, n, bf16, static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
 }
 
-// Small enough for one core; never with more rows than the streaming products take, whose GEMM
-// would form a team of its own.
-bool is_small(const Call& c) {
-  double bytes = 0;
+// Threads for all of it. Where this says one, every product in it is smaller still, so its GEMM
+// forms no team of its own either.
+int threads_for(const Call& c) {
+  double bytes = 0, flop = 0;
   for (const auto& j : c.s.jobs) {
-    if (j.rows > 4) return false;
-    bytes += 3.0 * static_cast<double>(c.a.d * j.m * spec::dtype_bytes(c.a.w_dtype));
+    const double weights = 3.0 * static_cast<double>(c.a.d) * static_cast<double>(j.m);
+    bytes += weights * static_cast<double>(spec::dtype_bytes(c.a.w_dtype));
+    bytes += static_cast<double>(j.rows) * static_cast<double>(c.a.d + 3 * j.m) * 4;
+    flop += 2 * weights * static_cast<double>(j.rows);
   }
-  return bytes < static_cast<double>(kSerialBytes);
+  return team_for(kExpertFactor * bytes, kExpertFactor * flop);
 }
 
 }  // namespace
@@ -296,10 +320,12 @@ void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) no
   plan_jobs(c);
   plan_output(c);
   const int64_t units = static_cast<int64_t>(s.units.size()), outputs = c.chunks * c.out_blocks;
-  const bool parallel = num_threads() > 1 && !is_small(c);
-#pragma omp parallel if (parallel)
+  const int threads = threads_for(c);
+#pragma omp parallel num_threads(threads)
   {
-    std::byte* mine = s.per_thread.data() + c.thread_stride * (parallel ? omp_get_thread_num() : 0);
+    // In a region of one thread inside another team, too, the first scratch is this call's.
+    const int me = threads > 1 ? omp_get_thread_num() : 0;
+    std::byte* mine = s.per_thread.data() + c.thread_stride * me;
     if (c.gather) {
 #pragma omp for schedule(static)
       for (int64_t r = 0; r < s.offsets[a.E]; ++r)

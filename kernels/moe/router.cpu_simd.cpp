@@ -6,7 +6,6 @@
 #define HWY_TARGET_INCLUDE "kernels/moe/router.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
-#include <omp.h>
 
 #include <cmath>
 #include <cstring>
@@ -14,6 +13,7 @@
 
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
+#include "kernels/core/team.h"
 #include "kernels/moe/moe.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
 
@@ -205,13 +205,14 @@ void select(const spec::RouterSelectArgs& a) {
     route_row(c, a.logits + t * c.E, a.bias, a.idx + t * c.K, a.weight + t * c.K,
               a.scores != nullptr ? a.scores + t * c.E : nullptr, r);
   };
-  // Below some dozens of tokens a parallel region costs more than the rows.
-  if (a.T * c.E <= 8192 || omp_in_parallel() != 0) {
+  // A sigmoid, group sums and K scans a score: 32 bytes' worth each.
+  const int threads = team_for(32.0 * static_cast<double>(a.T) * static_cast<double>(c.E), 0);
+  if (threads == 1) {
     Row r;
     for (int64_t t = 0; t < a.T; ++t) row(t, r);
     return;
   }
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
   {
     Row r;
 #pragma omp for schedule(static)

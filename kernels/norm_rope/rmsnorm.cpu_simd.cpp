@@ -5,11 +5,10 @@
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/rmsnorm.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
-#include <omp.h>
-
 #include <cmath>
 
 #include "hwy/highway.h"
+#include "kernels/core/team.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
 #include "kernels/norm_rope/rmsnorm.h"
 
@@ -29,7 +28,6 @@ struct Job {
   void* y;
   int64_t y_stride;
 };
-constexpr int64_t kParallelFrom = 1 << 15;  // elements
 }  // namespace
 }  // namespace v3b::kern
 #endif
@@ -74,7 +72,7 @@ void norm_row(const Job& j, const X* x, X* r, const W* w, Y* y) {
   }
   const float scale = 1.0F / std::sqrt(sum(df, hn::Add(s0, s1)) / static_cast<float>(d) + j.eps);
   const VF vs = hn::Set(df, scale);
-  const bool hf = j.hf && sizeof(Y) == 2;
+  const bool hf = j.hf;
   for (i = 0; i < body; i += n) {
     VF v = hn::Mul(load(df, x + i), vs);
     if (hf) v = round_bf16(df, v);
@@ -94,11 +92,14 @@ void norm_rows(const Job& j) {
              j.r == nullptr ? nullptr : static_cast<X*>(j.r) + t * j.d, static_cast<const W*>(j.w),
              static_cast<Y*>(j.y) + t * j.y_stride);
   };
-  if (j.T == 1 || j.T * j.d < kParallelFrom || omp_in_parallel() != 0) {
+  // Two passes over x and one over y.
+  const int threads = team_for(
+      static_cast<double>(j.T) * static_cast<double>(j.d) * (2.0 * sizeof(X) + sizeof(Y)), 0);
+  if (j.T == 1 || threads == 1) {
     for (int64_t t = 0; t < j.T; ++t) row(t);
     return;
   }
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < j.T; ++t) row(t);
 }
 
@@ -139,19 +140,9 @@ int code(spec::DType t) { return t == spec::DType::bf16 ? 1 : 0; }
 
 void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept {
   const int c = code(a.dtype);
-  const Job j{a.T,
-              a.d,
-              static_cast<float>(a.eps),
-              a.norm_rounding == spec::NormRounding::hf,
-              c,
-              c,
-              c,
-              a.x,
-              a.d,
-              a.residual,
-              a.w,
-              a.y,
-              a.d};
+  const bool hf = a.norm_rounding == spec::NormRounding::hf && c == 1;  // f32 storage: no rounding
+  const Job j{a.T, a.d, static_cast<float>(a.eps), hf, c, c, c, a.x, a.d, a.residual, a.w,
+              a.y, a.d};
   HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
 }
 void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {

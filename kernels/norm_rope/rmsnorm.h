@@ -9,8 +9,9 @@ void rmsnorm_cpu_simd(
 const char* rmsnorm_cpu_simd_isa() noexcept;  // the Highway target that runs here
 
 // The same with strides and a dtype for each operand (f32 or bf16), as a forward pass with an f32
-// residual stream and bf16 GEMM inputs needs it. norm_rounding=hf rounds to y_type before the
-// weight.
+// residual stream and bf16 GEMM inputs needs it. norm_rounding=hf rounds to bf16 before the weight,
+// whatever y_type is: the flag stands for a checkpoint's own code, which computes in bf16
+// (reference/forward.h).
 struct RmsNormMixedArgs {
   int64_t T, d;
   double eps;

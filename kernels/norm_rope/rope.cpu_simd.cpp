@@ -4,9 +4,9 @@
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/rope.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
-#include <omp.h>
 
 #include "hwy/highway.h"
+#include "kernels/core/team.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
 #include "kernels/norm_rope/rope.h"
 
@@ -14,7 +14,6 @@
 #define V3B_ROPE_ONCE
 namespace v3b::kern {
 namespace {
-constexpr int64_t kParallelFrom = 1 << 14;
 constexpr int64_t kMaxDr = 512;  // wider slices take several rounds of pairs
 }  // namespace
 }  // namespace v3b::kern
@@ -83,12 +82,16 @@ void rope_tokens(const spec::RopeArgs& r) {
                    r.cos + p * half, r.sin + p * half, a, b);
     }
   };
-  if (r.T == 1 || r.T * r.n_h * r.d_r < kParallelFrom || omp_in_parallel() != 0) {
+  // Short slices with shuffles: four times the bytes' cost.
+  const int threads = team_for(
+      4.0 * static_cast<double>(r.T * r.n_h) * static_cast<double>(r.d_r) * (sizeof(X) + sizeof(Y)),
+      0);
+  if (r.T == 1 || threads == 1) {
     HWY_ALIGN float a[kMaxDr / 2], b[kMaxDr / 2];
     for (int64_t t = 0; t < r.T; ++t) token(t, a, b);
     return;
   }
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
   {
     HWY_ALIGN float a[kMaxDr / 2], b[kMaxDr / 2];
 #pragma omp for schedule(static)

@@ -9,5 +9,5 @@ void swiglu_cpu_simd(const spec::SwigluArgs& a) noexcept;
 const char* swiglu_cpu_simd_isa() noexcept;
 void softmax_cpu_simd(const spec::SoftmaxArgs& a) noexcept;
 const char* softmax_cpu_simd_isa() noexcept;
-void embedding_cpu(const spec::EmbeddingArgs& a) noexcept;
+void embedding_cpu_copy(const spec::EmbeddingArgs& a) noexcept;
 }  // namespace v3b::kern

@@ -15,6 +15,7 @@ struct MoeExpertsShape {
   double zipf = 0;  // at most one of zipf, hot, ratio; all 0: uniform
   int64_t hot = 0;
   double ratio = 0;
+  MoeAccum moe_accum = MoeAccum::fp32;
   DType w_dtype = DType::bf16;  // of the weights: f32, bf16, f8e4m3
   DType dtype = DType::bf16;    // of x and y: f32 or bf16
   template <class S, class V>
@@ -28,6 +29,7 @@ struct MoeExpertsShape {
     v("zipf", s.zipf);
     v("hot", s.hot);
     v("ratio", s.ratio);
+    v("moe_accum", s.moe_accum);
     v("w_dtype", s.w_dtype);
     v("dtype", s.dtype);
   }
@@ -51,6 +53,10 @@ struct MoeExpertsArgs {
   const FfnPointers* experts;  // [E]; experts that nobody chose may hold NaN and are never read
   FfnPointers shared;
   void* y;  // [T, d], overwritten; the caller adds the residual once
+  // fp32: experts' outputs are summed in fp32 and y is rounded once. bf16: each expert's output,
+  // its product with the gate and every partial sum are rounded to bf16 (experts ascending, the
+  // shared one last), whatever x_dtype is. SPEC 1.14.
+  MoeAccum moe_accum = MoeAccum::fp32;
 };
 
 }  // namespace v3b::spec
