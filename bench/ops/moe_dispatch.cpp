@@ -153,7 +153,7 @@ struct MoeDispatch {
                  }});
     v.push_back(cuda_impl<MoeDispatch>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
-      m.map(a.x, a.idx, a.offsets, a.row, a.rows);
+      m.map(a.x, a.idx, a.weight, a.offsets, a.row, a.rows);
       void* scratch = m.scratch(kern::moe_dispatch_cuda_scratch_bytes(a));
       return [=](kern::CudaStream stream) { kern::moe_dispatch_cuda_simt(a, scratch, stream); };
     }));
