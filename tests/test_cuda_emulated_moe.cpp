@@ -120,6 +120,58 @@ TEST(CudaMoe, DispatchUnusedSlotsAndManyTiles) {
     }
 }
 
+// Dropping by capacity and bf16 accumulation, small and of many tiles.
+TEST(CudaMoe, CapacityAndBf16Accumulation) {
+  for (const auto policy :
+       {spec::DropPolicy::slot, spec::DropPolicy::token, spec::DropPolicy::prob})
+    for (const int64_t T : {40, 400}) {
+      const int64_t K = 4, E = 9, d = 24, capacity = T * K / E / 2;
+      std::vector<int32_t> idx(static_cast<size_t>(T * K));
+      std::vector<float> gate(idx.size());
+      for (size_t i = 0; i < idx.size(); ++i) {
+        idx[i] = static_cast<int32_t>(model::rng_below({uint64_t(T), 3}, i, E + 1)) - 1;
+        gate[i] = static_cast<float>(1 + model::rng_below({uint64_t(T), 4}, i, 16)) / 16;
+      }
+      const std::vector<double> wide_gate(gate.begin(), gate.end());
+      const auto keep =
+          ref::apply_capacity(T, K, E, idx.data(), wide_gate.data(), capacity, policy);
+      std::vector<int32_t> served = idx;
+      int dropped = 0;
+      for (size_t i = 0; i < served.size(); ++i)
+        if (!keep[i]) dropped += served[i] >= 0, served[i] = -1;
+      EXPECT_GT(dropped, T / 2);
+      const auto want = ref::dispatch(T, K, E, served.data());
+      const DeviceBuffer di = device(idx), dg = device(gate), offsets((E + 1) * 8), row(T * K * 8);
+      spec::MoeDispatchArgs a = {T,
+                                 d,
+                                 E,
+                                 K,
+                                 spec::DType::bf16,
+                                 nullptr,
+                                 di.as<int32_t>(),
+                                 offsets.as<int64_t>(),
+                                 row.as<int64_t>(),
+                                 nullptr};
+      a.capacity = capacity, a.weight = dg.as<float>(), a.drop_policy = policy;
+      const DeviceBuffer scratch(moe_dispatch_cuda_scratch_bytes(a));
+      moe_dispatch_cuda_simt(a, scratch.data(), cuda_stream());
+      EXPECT_EQ(host<int64_t>(offsets), want.offsets) << T << " " << int(policy);
+      EXPECT_EQ(host<int64_t>(row), want.row) << T << " " << int(policy);
+
+      std::vector<float> rows(static_cast<size_t>(want.slot.size()) * size_t(d));
+      for (size_t i = 0; i < rows.size(); ++i)
+        rows[i] = static_cast<float>(model::rng_normal({uint64_t(T), 6}, i));
+      const DeviceBuffer dr = device(rows), y(T * d * 4);
+      spec::MoeCombineArgs c = {
+          T, d, K, spec::DType::f32, dr.data(), row.as<int64_t>(), dg.as<float>(), y.data()};
+      c.moe_accum = spec::MoeAccum::bf16;
+      moe_combine_cuda_simt(c, cuda_stream());
+      std::vector<float> want_y(static_cast<size_t>(T * d));
+      ref::combine_rows<float>(want, T, K, d, rows.data(), gate.data(), want_y.data(), c.moe_accum);
+      EXPECT_EQ(host<float>(y), want_y);
+    }
+}
+
 std::vector<float> distribution(uint64_t seed, int64_t V, double spread, double zeros) {
   std::vector<double> p(static_cast<size_t>(V));
   double total = 0;

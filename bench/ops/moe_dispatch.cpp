@@ -151,19 +151,12 @@ struct MoeDispatch {
                    return Runner{.run = [a = d.args()] { kern::moe_dispatch_cpu_simd(a); },
                                  .resolved_isa = kern::moe_dispatch_cpu_simd_isa()};
                  }});
-    v.push_back(cuda_impl<MoeDispatch>(
-        "cuda_simt",
-        [](const Shape& s) {
-          if (s.capacity > 0)
-            return Support{Support::State::unsupported, "no capacity and dropping on the device"};
-          return Support{};
-        },
-        [](Data& d, CudaMirror& m) {
-          auto a = d.args();
-          m.map(a.x, a.idx, a.offsets, a.row, a.rows);
-          void* scratch = m.scratch(kern::moe_dispatch_cuda_scratch_bytes(a));
-          return [=](kern::CudaStream stream) { kern::moe_dispatch_cuda_simt(a, scratch, stream); };
-        }));
+    v.push_back(cuda_impl<MoeDispatch>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.x, a.idx, a.weight, a.offsets, a.row, a.rows);
+      void* scratch = m.scratch(kern::moe_dispatch_cuda_scratch_bytes(a));
+      return [=](kern::CudaStream stream) { kern::moe_dispatch_cuda_simt(a, scratch, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{

@@ -13,12 +13,12 @@ inline constexpr int64_t kRouterMaxExperts = 1024, kRouterMaxK = 32;
 // every number; ties go to the lower index.
 void router_cuda_simt(const spec::RouterSelectArgs& a, CudaStream stream);
 
-// Counts, stable permutation, gather. Deterministic, no atomics. rows null: the plan (offsets, row) alone.
+// Dropping by capacity, counts, stable permutation, gather. Deterministic, no atomics. rows null: the plan (offsets, row) alone.
 // Scratch of moe_dispatch_cuda_scratch_bytes (0 for few slots), contents do not matter.
 int64_t moe_dispatch_cuda_scratch_bytes(const spec::MoeDispatchArgs& a);
 void moe_dispatch_cuda_simt(const spec::MoeDispatchArgs& a, void* scratch, CudaStream stream);
 
-// Sum over k ascending in fp32, one rounding. Rows and weights of unused slots (row < 0) are not read into the sum.
+// Sum over k ascending in fp32, one rounding; or rows ascending in bf16 (moe_accum). Rows and weights of unused slots (row < 0) are not read into the sum.
 void moe_combine_cuda_simt(const spec::MoeCombineArgs& a, CudaStream stream);
 
 }  // namespace v3b::kern

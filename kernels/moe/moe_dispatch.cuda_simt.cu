@@ -2,9 +2,12 @@
 // slots, a thread owns an expert and walks the tile in order (shared-memory broadcasts, 4 slots a read).
 //   few slots (up to kSmall): one block does counts, offsets and places
 //   else: counts of every tile; one block sums over tiles and experts; places of every tile
+// With a capacity (SPEC 1.15) a first kernel writes -1 for the dropped slots: every slot counts the slots of its expert
+// that go before it, tile by tile, slots^2 compares (T = 512, K = 8: 17 M, a few us).
 // Then the gather: every token's row is read once and written K times, T d e (K + 1) bytes: copy bandwidth is its roof
 // (T = 512, d = 7168, K = 8 bf16: 66 MB, 20 us at 3.35 TB/s); the sort is a few us of latency.
 #include "kernels/core/cuda_vector.cuh"
+#include "kernels/core/order_key.h"
 #include "kernels/moe/moe_cuda.h"
 
 namespace v3b::kern {
@@ -160,6 +163,43 @@ __global__ void __launch_bounds__(kPlanThreads)
   place_unused(a, first, tile, kTile);
 }
 
+// served[i] = idx[i], or -1 where `capacity` slots of the expert go before slot i.
+__global__ void __launch_bounds__(kPlanThreads)
+    capacity_kernel(spec::MoeDispatchArgs a, int32_t* served) {
+  V3B_DYNAMIC_SHARED(shared);
+  int* expert = reinterpret_cast<int*>(shared);                  // [kTile]
+  uint32_t* gate = reinterpret_cast<uint32_t*>(shared) + kTile;  // [kTile]
+  const bool by_gate = a.drop_policy == spec::DropPolicy::prob,
+             by_choice = a.drop_policy == spec::DropPolicy::slot;
+  const int64_t slots = a.T * a.K;
+  const int64_t mine = static_cast<int64_t>(blockIdx.x) * kPlanThreads + threadIdx.x;
+  const int e = mine < slots ? a.idx[mine] : -1;
+  const uint32_t key = by_gate && mine < slots ? order_key(a.weight[mine]) : 0;
+  const int64_t choice = mine % a.K;
+  int64_t before = 0;
+  for (int64_t first = 0; first < slots; first += kTile) {
+    const int count = static_cast<int>(min(slots - first, static_cast<int64_t>(kTile)));
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kPlanThreads) {
+      expert[i] = a.idx[first + i];
+      gate[i] = by_gate ? order_key(a.weight[first + i]) : 0;
+    }
+    __syncthreads();
+    if (e < 0) continue;
+    for (int i = 0; i < count; ++i) {
+      if (expert[i] != e) continue;
+      const int64_t other = first + i;
+      if (by_gate)
+        before += gate[i] > key || (gate[i] == key && other < mine);
+      else if (by_choice)
+        before += other % a.K < choice || (other % a.K == choice && other < mine);
+      else
+        before += other < mine;
+    }
+  }
+  if (mine < slots) served[mine] = before < a.capacity ? e : -1;
+}
+
 // Token blockIdx.x, units of the row blockIdx.y * 4 * 256 ...
 template <class Unit>
 __global__ void __launch_bounds__(kPlanThreads)
@@ -208,10 +248,20 @@ int64_t tiles_of(const spec::MoeDispatchArgs& a) { return (a.T * a.K + kTile - 1
 }  // namespace
 
 int64_t moe_dispatch_cuda_scratch_bytes(const spec::MoeDispatchArgs& a) {
-  return a.T * a.K <= kSmall ? 0 : tiles_of(a) * a.E * 4;
+  return (a.T * a.K <= kSmall ? 0 : tiles_of(a) * a.E * 4) + (a.capacity > 0 ? a.T * a.K * 4 : 0);
 }
 
-void moe_dispatch_cuda_simt(const spec::MoeDispatchArgs& a, void* scratch, CudaStream stream) {
+void moe_dispatch_cuda_simt(const spec::MoeDispatchArgs& args, void* scratch, CudaStream stream) {
+  spec::MoeDispatchArgs a = args;
+  if (a.capacity > 0 && a.T * a.K > 0) {
+    int32_t* served = static_cast<int32_t*>(scratch);
+    scratch = served + a.T * a.K;
+    launch(capacity_kernel,
+           {dim3(static_cast<unsigned>((a.T * a.K + kPlanThreads - 1) / kPlanThreads)),
+            kPlanThreads, kTile * 8, stream},
+           a, served);
+    a.idx = served;
+  }
   constexpr int kScanShared = 34 * 4;
   if (a.T * a.K <= kSmall) {
     const int threads = static_cast<int>(a.E >= kScanThreads ? kScanThreads : (a.E + 31) / 32 * 32);
