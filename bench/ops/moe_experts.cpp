@@ -262,8 +262,7 @@ struct MoeExperts {
   static Support emulation_limit(const Shape& s) {
     const double rows = std::max(double(s.T * s.K), 16.0 * double(std::min(s.E, s.T * s.K)));
     return cuda_emulation_limit(
-        6 * double(s.d) *
-        (rows * double(s.m) + std::max(double(s.T), 16.0) * double(s.shared_m)));
+        6 * double(s.d) * (rows * double(s.m) + std::max(double(s.T), 16.0) * double(s.shared_m)));
   }
   template <class F>
   static CudaPrepare<MoeExperts> on_device(F entry) {
@@ -365,8 +364,8 @@ std::vector<Impl<MoeExperts>> MoeExperts::impls() {
         return emulation_limit(s);
       },
       on_device(kern::moe_experts_cuda_mma)));
-  v.push_back(cuda_impl<MoeExperts>("cuda_simt", emulation_limit,
-                                    on_device(kern::moe_experts_cuda_simt)));
+  v.push_back(
+      cuda_impl<MoeExperts>("cuda_simt", emulation_limit, on_device(kern::moe_experts_cuda_simt)));
   v.push_back({"cpu_onednn",
                [](const Shape& s) {
                  Support ok;
