@@ -163,8 +163,8 @@ void check_whole(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, int64_t 
 
 TEST(CudaMoeExperts, WholeOp) {
   using enum DType;
-  for (const auto& [x, w] : {std::pair{bf16, bf16}, {bf16, f8e4m3}, {f32, f32}, {f32, bf16},
-                             {f32, f8e4m3}, {bf16, f32}})
+  for (const auto& [x, w] :
+       {std::pair{bf16, bf16}, {bf16, f8e4m3}, {f32, f32}, {f32, bf16}, {f32, f8e4m3}, {bf16, f32}})
     for (const bool mma : {true, false}) {
       if (mma && (x == f32 || w == f32)) continue;
       check_whole(3, 203, 37, 9, 2, 50, x, w, mma);
@@ -234,7 +234,8 @@ void check_ffn(bool masked, int64_t capacity, bool fp8) {
       std::vector<double> h(size_t(m), 0.0), y(size_t(d), 0.0);
       for (int64_t j = 0; j < m; ++j) {
         double g = 0, u = 0;
-        for (int64_t k = 0; k < d; ++k) g += xr[k] * w.gate[j * d + k], u += xr[k] * w.up[j * d + k];
+        for (int64_t k = 0; k < d; ++k)
+          g += xr[k] * w.gate[j * d + k], u += xr[k] * w.up[j * d + k];
         h[size_t(j)] = spec::to_float(spec::to_bf16(float(g / (1 + std::exp(-g)) * u)));
       }
       if (fp8) {

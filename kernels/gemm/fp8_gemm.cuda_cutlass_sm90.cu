@@ -21,7 +21,8 @@ using Tile = cute::Shape<cute::_128, cute::_128, cute::_128>;
 using Cluster = cute::Shape<cute::_1, cute::_2, cute::_1>;
 using Row = cutlass::layout::RowMajor;
 using Column = cutlass::layout::ColumnMajor;
-using Scales = cutlass::detail::Sm90BlockwiseScaleConfig<1, 128, 128>;  // both with m or n innermost
+using Scales =
+    cutlass::detail::Sm90BlockwiseScaleConfig<1, 128, 128>;  // both with m or n innermost
 using LayoutSA = decltype(Scales::deduce_layoutSFA());
 using LayoutSB = decltype(Scales::deduce_layoutSFB());
 using Schedule = cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8Blockwise;
@@ -36,8 +37,8 @@ using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
     cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
         sizeof(typename Epilogue::SharedStorage))>,
     Schedule>::CollectiveOp;
-using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
-                                                    Epilogue>;
+using Kernel =
+    cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
 int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -79,8 +80,8 @@ __global__ void transpose_kernel(int64_t rows, int64_t cols, const float* x, flo
   if (i < rows * cols) y[i] = x[i % rows * cols + i / rows];
 }
 void transpose(int64_t rows, int64_t cols, const float* x, float* y, CudaStream stream) {
-  transpose_kernel<<<static_cast<unsigned>((rows * cols + 255) / 256), 256, 0, stream>>>(
-      rows, cols, x, y);
+  transpose_kernel<<<static_cast<unsigned>((rows * cols + 255) / 256), 256, 0, stream>>>(rows, cols,
+                                                                                         x, y);
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ namespace {
 
 using Element = cutlass::bfloat16_t;
 using Tile = cute::Shape<cute::_128, cute::_128, cute::_64>;
-using Cluster = cute::Shape<cute::_1, cute::_2, cute::_1>;  // two column tiles share their rows of A
+using Cluster =
+    cute::Shape<cute::_1, cute::_2, cute::_1>;  // two column tiles share their rows of A
 using Row = cutlass::layout::RowMajor;
 using Column = cutlass::layout::ColumnMajor;
 using Schedule = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
@@ -30,8 +31,8 @@ using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
     cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
         sizeof(typename Epilogue::SharedStorage))>,
     Schedule>::CollectiveOp;
-using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
-                                                    Epilogue>;
+using Kernel =
+    cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
 typename Gemm::Arguments arguments(const GemmArgs& g) {

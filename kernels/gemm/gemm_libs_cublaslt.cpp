@@ -38,7 +38,7 @@ struct Library {
       missing = name + " not found";
       return;
     }
-#define V3B_LT(f)                                          \
+#define V3B_LT(f)                                      \
   f = reinterpret_cast<decltype(&::f)>(dlsym(so, #f)); \
   if (f == nullptr) missing = name + " has no " #f
     V3B_LT(cublasLtCreate);

@@ -26,10 +26,12 @@ void fp8_gemm_cuda_cutlass_sm90(const spec::Fp8GemmArgs& a, void* scratch, CudaS
 // call of a shape and kept in `plan` (create with cublaslt_plan, one per problem; freed by cublaslt_free).
 struct CublasLtPlan;
 inline constexpr int64_t kCublasLtScratchBytes = int64_t{32} << 20;
-CublasLtPlan* cublaslt_plan(const GemmArgs& g);                // throws Error where the library has no algorithm
-CublasLtPlan* cublaslt_plan(const spec::Fp8GemmArgs& a);       // 1x128 by 128x128 scales; m and n multiples of 16
+CublasLtPlan* cublaslt_plan(const GemmArgs& g);  // throws Error where the library has no algorithm
+CublasLtPlan* cublaslt_plan(
+    const spec::Fp8GemmArgs& a);  // 1x128 by 128x128 scales; m and n multiples of 16
 void cublaslt_free(CublasLtPlan* plan);
-void gemm_cuda_cublaslt(const GemmArgs& g, const CublasLtPlan& plan, void* scratch, CudaStream stream);
+void gemm_cuda_cublaslt(const GemmArgs& g, const CublasLtPlan& plan, void* scratch,
+                        CudaStream stream);
 // Scales of the activations: the library wants them [ceil(k/128), m]; `sa` is copied so by the call (scratch behind the
 // library's own: m * ceil(k/128) * 4 bytes more).
 void fp8_gemm_cuda_cublaslt(const spec::Fp8GemmArgs& a, const CublasLtPlan& plan, void* scratch,

@@ -188,15 +188,15 @@ void whole(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream, F&& 
     f.hidden = base + l.shared_hidden, f.out = shared_rows;
     ffn(f, stream);
   }
-  const LaunchConfig c = {dim3(static_cast<unsigned>(a.T),
-                               static_cast<unsigned>((a.d + kThreads - 1) / kThreads)),
-                          kThreads, 0, stream};
+  const LaunchConfig c = {
+      dim3(static_cast<unsigned>(a.T), static_cast<unsigned>((a.d + kThreads - 1) / kThreads)),
+      kThreads, 0, stream};
   if (a.x_dtype == DType::bf16)
-    launch(combine_kernel<bf16>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row, a.weight, shared_rows,
-           static_cast<bf16*>(a.y));
+    launch(combine_kernel<bf16>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row,
+           a.weight, shared_rows, static_cast<bf16*>(a.y));
   else
-    launch(combine_kernel<float>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row, a.weight, shared_rows,
-           static_cast<float*>(a.y));
+    launch(combine_kernel<float>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row,
+           a.weight, shared_rows, static_cast<float*>(a.y));
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ struct MoeGroups {
   int64_t E = 1;
   const int64_t* offsets = nullptr;  // [E+1]
   int64_t max_rows = 0;              // of all experts
-  int64_t max_of_one = 0;            // of one expert (0: not known); chooses the kernel, any rows are right
+  int64_t max_of_one = 0;  // of one expert (0: not known); chooses the kernel, any rows are right
   const int32_t* counts = nullptr;  // [E]
   int64_t capacity = 0;
 };

@@ -12,7 +12,7 @@ using FewFp8 = Skinny<Mode::fp8, 1, 2, 8>;
 }  // namespace
 
 void moe_ffn_fp8_cuda_mma(const MoeFfnArgs& a, CudaStream stream) {
-  const int64_t rows = tile_bound(a.groups, 1) == 0 ? 0
+  const int64_t rows = tile_bound(a.groups, 1) == 0  ? 0
                        : a.groups.offsets == nullptr ? a.groups.E * a.groups.capacity
                                                      : a.groups.max_rows;
   if (rows == 0 || a.m == 0) return;

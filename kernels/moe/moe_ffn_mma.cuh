@@ -39,7 +39,8 @@ struct Weights {
   }
   __device__ __forceinline__ bool aligned() const {
     constexpr int64_t kN = 16 / static_cast<int64_t>(sizeof(TB));
-    return K % kN == 0 && ((reinterpret_cast<uintptr_t>(w0) | reinterpret_cast<uintptr_t>(w1)) & 15u) == 0;
+    return K % kN == 0 &&
+           ((reinterpret_cast<uintptr_t>(w0) | reinterpret_cast<uintptr_t>(w1)) & 15u) == 0;
   }
 };
 template <class TB, bool kGateUp>
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(T::kThreads) ffn_tile_kernel(const MoeFfnArgs 
   using TA = typename T::TA;
   using TB = typename T::TB;
   const GroupTile at = find_tile<T::kM>(a.groups, blockIdx.x);
-  if (at.expert < 0) return;  // the whole block
+  if (at.expert < 0) return;                          // the whole block
   constexpr int kSpan = kGateUp ? T::kN / 2 : T::kN;  // columns of the result
   constexpr int kHalf = T::kWN / 2;
   const int64_t n0 = int64_t{blockIdx.y} * kSpan;
@@ -194,9 +195,8 @@ void launch_product(const MoeFfnArgs& a, CudaStream stream) {
                 static_cast<unsigned>((columns + span - 1) / span));
   };
   if (rows_bound(a.groups) <= S::kM)
-    launch(ffn_skinny_kernel<S, kGateUp>, {grid(S::kM, kGateUp ? S::kN / 2 : S::kN), S::kThreads,
-                                           S::kSharedBytes, stream},
-           a);
+    launch(ffn_skinny_kernel<S, kGateUp>,
+           {grid(S::kM, kGateUp ? S::kN / 2 : S::kN), S::kThreads, S::kSharedBytes, stream}, a);
   else
     launch(ffn_tile_kernel<T, kGateUp>,
            {grid(T::kM, kGateUp ? T::kN / 2 : T::kN), T::kThreads, T::kSharedBytes, stream}, a);
