@@ -119,18 +119,11 @@ struct MoeCombine {
                    return Runner{.run = [a = d.args()] { kern::moe_combine_cpu_simd(a); },
                                  .resolved_isa = kern::moe_dispatch_cpu_simd_isa()};
                  }});
-    v.push_back(cuda_impl<MoeCombine>(
-        "cuda_simt",
-        [](const Shape& s) {
-          if (s.moe_accum != spec::MoeAccum::fp32)
-            return Support{Support::State::unsupported, "sums experts in fp32 only"};
-          return Support{};
-        },
-        [](Data& d, CudaMirror& m) {
-          auto a = d.args();
-          m.map(a.rows, a.row, a.weight, a.y);
-          return [a](kern::CudaStream stream) { kern::moe_combine_cuda_simt(a, stream); };
-        }));
+    v.push_back(cuda_impl<MoeCombine>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
+      auto a = d.args();
+      m.map(a.rows, a.row, a.weight, a.y);
+      return [a](kern::CudaStream stream) { kern::moe_combine_cuda_simt(a, stream); };
+    }));
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {  // the plain form on fp32 copies of the rows
                    const auto wide = d.rows.to_doubles();
