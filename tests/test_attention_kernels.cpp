@@ -32,6 +32,7 @@ TEST(AttentionKernels, OddShapesOfEveryOpAndImplementation) {
         if (!c.check_only) continue;
         bench::CaseChecker checker(*op, c, 7);
         for (const auto& how : op->impls()) {
+          if (how.starts_with("cuda")) continue;  // tests/test_cuda_emulated_attention.cpp
           const auto r = checker.check(how);
           EXPECT_EQ(r.status, "passed")
               << op->name() << "." << how << " " << c.text << ": " << r.reason;

@@ -2,6 +2,7 @@
 // of the registry has its list of damages in tests/broken_*.h.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <set>
@@ -49,13 +50,19 @@ class Broken : public ::testing::Test {
       EXPECT_EQ(right.status, "passed")
           << impl_name(*op, how) << "/" << info.text << ": " << right.reason;
     }
+    // Damages go to an implementation that runs here.
+    const auto runs = std::find_if(impls.begin(), impls.end(), [&](const std::string& how) {
+      return op->support(how, info.text).state == Support::State::yes;
+    });
+    ASSERT_NE(runs, impls.end()) << victim.op;
+    const std::string victim_impl = *runs;
     std::vector<Damage> damages = generic_damages(op->make(info.text, Fill::real, 1).tensors);
     damages.insert(damages.end(), victim.own.begin(), victim.own.end());
     int64_t caught = 0;
     for (const Damage& damage : damages) {
-      const BrokenOp broken(*op, impls.front(), damage);
+      const BrokenOp broken(*op, victim_impl, damage);
       const CheckResult r = CaseChecker(broken, info, 1).check("broken");
-      const std::string what = impl_name(*op, impls.front()) + "/" + info.text + ", " + damage.name;
+      const std::string what = impl_name(*op, victim_impl) + "/" + info.text + ", " + damage.name;
       if (!broken.changed()) {
         EXPECT_TRUE(damage.may_change_nothing) << what << ": the damage changes nothing";
         continue;

@@ -86,8 +86,9 @@ struct Runner {
   std::function<void()> run;
   // optional: seconds of one run measured by the device (CUDA events)
   std::function<double()> timed_run;
-  std::function<void()> fetch;   // optional: device outputs -> host tensors
-  std::function<void()> poison;  // optional: device outputs -> NaN bytes, as the host's before a timed round
+  std::function<void()> fetch;  // optional: device outputs -> host tensors
+  std::function<void()>
+      poison;  // optional: device outputs -> NaN bytes, as the host's before a timed round
   // what really ran: "avx2", "avx512", "avx512_bf16", "amx_bf16", "oneDNN:..."
   std::string resolved_isa;
 };

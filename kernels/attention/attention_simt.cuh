@@ -2,6 +2,7 @@
 // core. A block of 128 threads takes one query row and tiles of 128 keys: one key a thread for the scores (q in shared
 // memory), then one output column a thread for P V (p in shared memory). Bound by reading keys from L2 for every row:
 // it is the plain version, a checker for the tensor-core kernels and the one for f32.
+#pragma once
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_tile.cuh"
 #include "kernels/attention/latent_row.cuh"
@@ -237,76 +238,4 @@ SplitScratch scratch_of(const spec::MlaDecodeArgs& a) {
 }
 
 }  // namespace
-
-void attention_prefill_cuda_simt(const spec::AttentionArgs& a, CudaStream stream) {
-  Prefill p{};
-  p.T = a.T, p.s0 = a.s0, p.n_h = a.n_h, p.group = a.n_h / a.n_kv, p.d_qk = a.d_qk;
-  p.scale2 = log2_scale(a.scale), p.empty_lse = a.empty_lse, p.q = a.q;
-  p.keys = {
-      .k1 = a.k, .v = a.v, .k1_row = a.k_stride, .v_row = a.v_stride, .d1 = a.d_qk, .d_v = a.d_v};
-  p.k_head = a.d_qk, p.v_head = a.d_v, p.q_stride = a.q_stride, p.o_stride = a.o_stride;
-  p.o = a.o, p.lse = a.lse;
-  run(p, a.dtype, stream);
-}
-
-void mla_prefill_cuda_simt(const spec::MlaPrefillArgs& a, CudaStream stream) {
-  Prefill p{};
-  p.T = a.T, p.s0 = a.s0, p.n_h = a.n_h, p.group = 1, p.d_qk = a.d_n + a.d_r;
-  p.scale2 = log2_scale(a.scale), p.empty_lse = spec::EmptyLse::pos_inf, p.q = a.q;
-  p.keys = {.k1 = a.kv,
-            .k2 = a.k_pe,
-            .v = at_element(a.kv, a.d_n, a.dtype),
-            .k1_row = a.kv_stride,
-            .k2_row = a.k_pe_stride,
-            .v_row = a.kv_stride,
-            .d1 = a.d_n,
-            .d2 = a.d_r,
-            .d_v = a.d_v};
-  p.k_head = p.v_head = a.d_n + a.d_v, p.q_stride = a.q_stride, p.o_stride = a.o_stride;
-  p.o = a.o, p.lse = a.lse;
-  run(p, a.dtype, stream);
-}
-
-int64_t attention_decode_cuda_simt_scratch_bytes(const spec::AttentionDecodeArgs& a) {
-  return scratch_of(a).bytes();
-}
-void attention_decode_cuda_simt(const spec::AttentionDecodeArgs& a, void* scratch,
-                                CudaStream stream) {
-  const SplitScratch s = scratch_of(a);
-  Decode p{};
-  p.s_q = 1, p.n_h = a.n_h, p.group = a.n_h / a.n_kv, p.d_qk = a.d_qk;
-  p.scale2 = log2_scale(a.scale), p.empty_lse = a.empty_lse, p.q = a.q;
-  p.schedule = {a.cache_seqlens, static_cast<int>(a.B), kTile, static_cast<int>(s.slots - a.B)};
-  p.keys = {.k1 = a.k, .v = a.v, .k1_row = a.k_row, .v_row = a.v_row, .d1 = a.d_qk, .d_v = a.d_v};
-  p.k_batch = a.k_batch, p.k_head = a.k_head, p.v_batch = a.v_batch, p.v_head = a.v_head;
-  p.o = a.o, p.lse = a.lse, p.partial = s.partial(scratch), p.lse2 = s.lse2(scratch);
-  run(p, a.B, a.dtype, stream);
-}
-
-int64_t mla_decode_cuda_simt_scratch_bytes(const spec::MlaDecodeArgs& a) {
-  return scratch_of(a).bytes();
-}
-void mla_decode_cuda_simt(const spec::MlaDecodeArgs& a, void* scratch, CudaStream stream) {
-  const SplitScratch s = scratch_of(a);
-  Decode p{};
-  p.s_q = a.s_q, p.n_h = a.n_h, p.group = a.n_h, p.d_qk = a.d_c + a.d_r;
-  p.scale2 = log2_scale(a.scale), p.empty_lse = a.empty_lse, p.q = a.q;
-  p.schedule = {a.cache_seqlens, static_cast<int>(a.B), kTile, static_cast<int>(s.slots - a.B)};
-  const bool record = a.kv_format != spec::KvFormat::bf16;
-  const int64_t row =
-      record ? spec::mla_cache_row_bytes(a.kv_format, a.dtype, a.d_c, a.d_r) : a.d_c + a.d_r;
-  p.keys = {.k1 = a.cache,
-            .v = a.cache,
-            .k1_row = row,
-            .v_row = row,
-            .d1 = a.d_c + a.d_r,
-            .d_v = a.d_c,
-            .table = a.block_table,
-            .page = a.page,
-            .record = record};
-  p.max_blocks = a.max_blocks;
-  p.o = a.out, p.lse = a.lse, p.partial = s.partial(scratch), p.lse2 = s.lse2(scratch);
-  run(p, a.B, a.dtype, stream);
-}
-
 }  // namespace v3b::kern
