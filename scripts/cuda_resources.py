@@ -4,7 +4,7 @@
 usage: scripts/cuda_resources.py BUILD_DIR --out resources.csv
 One line a kernel and architecture: file, kernel, arch, registers, shared_bytes (static), stack_bytes,
 spill_store_bytes, spill_load_bytes. Ends with 1 when a tensor-core kernel (a file whose name has mma, wgmma or
-cutlass in it) spills, or when there is no log at all: an unproven build is a failed one.
+cutlass in it) spills on sm_80 or sm_90a, or when there is no log at all: an unproven build is a failed one.
 """
 import argparse
 import csv
@@ -15,6 +15,9 @@ import sys
 
 COLUMNS = ["file", "kernel", "arch", "registers", "shared_bytes", "stack_bytes", "spill_store_bytes", "spill_load_bytes"]
 TENSOR_CORE = re.compile(r"mma|cutlass")
+# The architectures that the kernels are written for. Blackwell runs the same code without its own tensor instructions;
+# ptxas allocates differently there, and its spills are printed, not fatal, until somebody tunes for it.
+GATED = re.compile(r"sm_(80|90)")
 
 
 def read_log(path: pathlib.Path) -> list[dict]:
@@ -78,7 +81,7 @@ def main() -> int:
     spills = [r for r in rows if r["spill_store_bytes"] + r["spill_load_bytes"] > 0]
     bad = 0
     for r in spills:
-        wrong = TENSOR_CORE.search(r["file"]) is not None
+        wrong = TENSOR_CORE.search(r["file"]) is not None and GATED.match(r["arch"]) is not None
         bad += wrong
         print(f"cuda_resources: {'ERROR' if wrong else 'note'}: {r['file']}: {r['kernel']} on {r['arch']} spills "
               f"{r['spill_store_bytes']} bytes of stores, {r['spill_load_bytes']} of loads", file=sys.stderr)
