@@ -11,8 +11,13 @@ namespace v3b::rep {
 std::vector<std::string> table_bench(const CsvTable& t) {
   std::vector<std::string> blocks, ops;
   std::map<std::string, std::vector<std::vector<std::string>>> by_op;
+  std::map<std::string, int64_t> absent;  // what this build or machine does not have: a line each
   for (size_t i = 0; i < t.rows.size(); ++i) {
     const std::string& op = t.cell(i, "op");
+    if (t.cell(i, "status") == "not_built" || t.cell(i, "status") == "no_device") {
+      ++absent[t.cell(i, "reason")];
+      continue;
+    }
     if (by_op.count(op) == 0) ops.push_back(op);
     const std::string& roof = t.cell(i, "roof");
     std::string verdict = t.cell(i, "status");
@@ -33,6 +38,8 @@ std::vector<std::string> table_bench(const CsvTable& t) {
                        by_op[op],
                        {left, left, left, left, right, left, right, right, right, right}));
   }
+  for (const auto& [reason, n] : absent)
+    blocks.push_back(std::to_string(n) + " jobs did not run: " + reason + "\n");
   return blocks;
 }
 

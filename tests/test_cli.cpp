@@ -175,8 +175,8 @@ TEST_F(Cli, CheckAnyShapeWritesRowsAndItsReproRunsAgain) {
 }
 
 TEST_F(Cli, BenchThenTableAndCompare) {
-  const Result r =
-      run("bench --op rmsnorm --case T=64,d=256 --threads 1 --min-time 0.02 --out res");
+  const Result r = run(
+      "bench --device cpu --op rmsnorm --case T=64,d=256 --threads 1 --min-time 0.02 --out res");
   ASSERT_EQ(r.code, 0) << r.err;
   const auto t = bench_csv("res");
   ASSERT_GE(t.rows.size(), 2u);
@@ -313,7 +313,7 @@ TEST_F(Cli, InterruptionKeepsFinishedRowsAndResumeDoesTheRest) {
 
 TEST_F(Cli, AFinishedBenchHasNothingLeftToResume) {
   const std::string args =
-      "bench --op rmsnorm --case T=2,d=64 --threads 1 --min-time 0.01 --out res";
+      "bench --device cpu --op rmsnorm --case T=2,d=64 --threads 1 --min-time 0.01 --out res";
   ASSERT_EQ(run(args).code, 0);
   const size_t rows = bench_csv("res").rows.size();
   const std::string before = slurp(dir_ + "/res/bench.csv");

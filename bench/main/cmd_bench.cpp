@@ -189,7 +189,13 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
                 .seed = o.common.seed,
                 .benchmark_args = benchmark_args};
   std::vector<std::vector<std::string>> lines;
+  std::map<std::string, int64_t>
+      absent;  // jobs of a device that is not here, by reason: rows of the file, one line here
   const RunSummary s = run_jobs(groups, run, out.get(), [&](const rep::Row& r) {
+    if (o.selection.device != "cuda" && (r.status == "not_built" || r.status == "no_device")) {
+      ++absent[r.reason];
+      return;
+    }
     if (!o.brief || r.status != "passed") lines.push_back(table_line(r));
   });
   if (out) rep::write_machine_json(o.common.out);  // now with the peaks
@@ -199,6 +205,7 @@ int run_selected(JobOptions& o, bool time, std::vector<std::string> benchmark_ar
                            {"implementation", "case", "verdict", "error/bound", "cache", "median",
                             "GFLOP/s", "GB/s", "of roof"},
                            lines, {left, left, left, right, left, right, right, right, right}));
+  for (const auto& [reason, n] : absent) fmt::print("{} jobs: {}\n", n, reason);
   for (const auto& [key, value] : rep::machine_card().peaks)
     fmt::print("peak {} {}\n", key, rep::short_number(value));
   if (!s.device_lost_in.empty())
@@ -278,6 +285,7 @@ int run_profile(JobOptions& o, double seconds, bool no_check) {
     status = check.status, reason = check.reason;
   }
   if (status != "passed") {
+    if (!no_check) print_profilers(impl_name(*g.op, how), same, 0, seconds);
     fmt::print("{}: {}: {}\n", job_name(*g.op, how, g.info), status, reason);
     return static_cast<int>(status == "failed" || status == "error" ? ExitCode::check_failed
                                                                     : ExitCode::nothing_ran);
