@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <sstream>
 
 #include "model/error.h"
 
@@ -93,6 +94,13 @@ Support cuda_support(int min_cc, bool hardware_only) {
                                              " has " + std::to_string(d.cc / 10) + "." +
                                              std::to_string(d.cc % 10)};
   return {};
+}
+
+Support cuda_emulation_limit(double flop, double most) {
+  if (kern::cuda_device().mode != kern::CudaMode::emulated || flop <= most) return {};
+  std::ostringstream reason;
+  reason << "too large for the emulation: more than " << most / 1e9 << " GFLOP";
+  return {Support::State::unsupported, reason.str()};
 }
 
 std::string cuda_isa() {

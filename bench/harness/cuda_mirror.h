@@ -50,6 +50,8 @@ class CudaMirror {
 // Why a CUDA job cannot run here (law 7). min_cc: 80, or 89/90 for what needs it; hardware_only: library code and
 // kernels that the emulation cannot run.
 Support cuda_support(int min_cc = 80, bool hardware_only = false);
+// The emulation does some tenths of a GFLOP/s: cases of more than `most` are for hardware. `yes` on a device.
+Support cuda_emulation_limit(double flop, double most = 6e8);
 std::string cuda_isa();  // "sm_90", or "emulated"
 Runner cuda_runner(std::shared_ptr<CudaMirror> mirror, std::function<void(kern::CudaStream)> launch,
                    const std::string& name);

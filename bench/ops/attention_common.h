@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "kernels/core/cuda.h"
 #include "reference/mla.h"
@@ -74,9 +75,8 @@ inline Support attention_support(spec::DType dtype, std::initializer_list<int64_
 // In the emulation (about 0.3 GFLOP/s with tensor cores, an eighth of it without) the large cases would take minutes.
 constexpr double kEmulatedFlop = 2.5e9;
 inline Support cuda_work(double flop, Support otherwise) {
-  if (kern::cuda_device().mode == kern::CudaMode::emulated && flop > kEmulatedFlop)
-    return {Support::State::unsupported, "too large for the emulation"};
-  return otherwise;
+  const Support here = cuda_emulation_limit(flop, kEmulatedFlop);
+  return here.state == Support::State::yes ? otherwise : here;
 }
 
 inline std::vector<float> floats_of(const HostTensor& t) {

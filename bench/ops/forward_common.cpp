@@ -6,7 +6,6 @@
 #include <map>
 
 #include "bench/harness/cuda_mirror.h"
-#include "bench/ops/gemm_common.h"
 #include "kernels/attention/attention.h"
 #include "kernels/forward/cpu_backend.h"
 #include "kernels/forward/cuda_backend.h"

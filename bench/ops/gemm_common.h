@@ -64,11 +64,4 @@ inline Support eigen_support(int64_t m, int64_t n, int64_t k) {
   return {};
 }
 
-// The emulation does about 0.2 GFLOP/s of tensor-core products: bigger cases are for hardware.
-inline Support cuda_emulation_limit(double flop) {
-  if (kern::cuda_device().mode == kern::CudaMode::emulated && flop > 6e8)
-    return {Support::State::unsupported, "too large for the emulation: more than 0.6 GFLOP"};
-  return {};
-}
-
 }  // namespace v3b::bench

@@ -120,7 +120,7 @@ void linear(spec::DType dtype, const Linear& w, int64_t M, const void* x, int64_
 
 void run_attention(const LayerContext& ctx, const PackedLayer& p, uint8_t* arena, const Plan& plan,
                    Workspace& ws) {
-  const AttentionDims m(ctx);
+  const AttentionDims m(ctx.c, ctx.dtype);
   ws.q.reserve_discard(plan.rows * m.n_h * m.d_qk * m.e);
   ws.lat.reserve_discard(plan.rows * (m.d_c + m.d_r) * m.e);
   ws.attn.reserve_discard(plan.rows * m.n_h * m.d_v * m.e);

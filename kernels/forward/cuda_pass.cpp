@@ -29,7 +29,7 @@ void norm(const CudaLayerContext& ctx, int64_t T, int64_t d, double eps, const v
                           stream);
 }
 
-void project(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
+void project(const CudaLayerContext& ctx, const AttentionDims& m, const DeviceLayer& p,
              const DevicePlan& dp, int64_t r0, int64_t n, DeviceWorkspace& ws, CudaStream stream) {
   ws.x.reserve(n * m.d * m.e);
   ws.a.reserve(n * m.a_cols * 4);
@@ -63,7 +63,7 @@ void project(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& 
                  stream);
 }
 
-void write_cache(const CudaLayerContext& ctx, const CudaDims& m, const DevicePlan& dp,
+void write_cache(const CudaLayerContext& ctx, const AttentionDims& m, const DevicePlan& dp,
                  uint8_t* arena, DeviceWorkspace& ws, CudaStream stream) {
   spec::MlaCacheWriteArgs a{};
   a.T = dp.rows, a.d_c = m.d_c, a.d_r = m.d_r;
@@ -152,7 +152,7 @@ void linear_cuda(spec::DType dtype, const DeviceLinear& w, int64_t M, const void
 void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8_t* arena,
                         const Plan& plan, const DevicePlan& dp, DeviceWorkspace& ws,
                         CudaStream stream) {
-  const CudaDims m(ctx);
+  const AttentionDims m(ctx.c, ctx.dtype);
   ws.q.reserve(dp.rows * m.n_h * m.d_qk * m.e);
   ws.lat.reserve(dp.rows * (m.d_c + m.d_r) * m.e);
   ws.attn.reserve(dp.rows * m.n_h * m.d_v * m.e);

@@ -36,30 +36,15 @@ struct CudaLayerContext {
   double softmax_scale;
 };
 
-struct CudaDims {
-  int64_t d, n_h, d_n, d_r, d_v, d_c, d_q, d_qk, a_cols, e;
-  explicit CudaDims(const CudaLayerContext& ctx)
-      : d(ctx.c.hidden_size),
-        n_h(ctx.c.num_attention_heads),
-        d_n(ctx.c.qk_nope_head_dim),
-        d_r(ctx.c.qk_rope_head_dim),
-        d_v(ctx.c.v_head_dim),
-        d_c(ctx.c.kv_lora_rank),
-        d_q(ctx.c.q_lora_rank),
-        d_qk(d_n + d_r),
-        a_cols((d_q > 0 ? d_q : n_h * d_qk) + d_c + d_r),
-        e(spec::dtype_bytes(ctx.dtype)) {}
-};
-
 // ws.q [rows, n_h, d_qk] and ws.lat [rows, d_c + d_r] -> ws.attn [rows, n_h, d_v] of the item's rows, which are in the
 // cache already. table: the item's pages.
-void attention_expanded_cuda(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
-                             const PassItem& item, const int32_t* table, int64_t page,
-                             uint8_t* arena, DeviceWorkspace& ws, CudaStream stream);
+void attention_expanded_cuda(const CudaLayerContext& ctx, const AttentionDims& m,
+                             const DeviceLayer& p, const PassItem& item, const int32_t* table,
+                             int64_t page, uint8_t* arena, DeviceWorkspace& ws, CudaStream stream);
 // The same of a unit's rows, by the latent rows in the pages.
-void attention_absorbed_cuda(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
-                             const AttentionUnit& u, const DevicePlan& dp, uint8_t* arena,
-                             DeviceWorkspace& ws, CudaStream stream);
+void attention_absorbed_cuda(const CudaLayerContext& ctx, const AttentionDims& m,
+                             const DeviceLayer& p, const AttentionUnit& u, const DevicePlan& dp,
+                             uint8_t* arena, DeviceWorkspace& ws, CudaStream stream);
 
 // h [rows, d] f32 in ws.h is the residual stream. `arena`: this layer's pages.
 void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8_t* arena,

@@ -9,13 +9,14 @@
 #include "kernels/forward/cuda_model.h"
 #include "kernels/forward/forward_glue_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
+#include "kernels/mtp/mtp_cuda.h"
 #include "model/error.h"
 #include "model/mtp_support.h"
 
 namespace v3b::kern {
-void attention_absorbed_cuda(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
-                             const AttentionUnit& u, const DevicePlan& dp, uint8_t* arena,
-                             DeviceWorkspace& ws, CudaStream stream) {
+void attention_absorbed_cuda(const CudaLayerContext& ctx, const AttentionDims& m,
+                             const DeviceLayer& p, const AttentionUnit& u, const DevicePlan& dp,
+                             uint8_t* arena, DeviceWorkspace& ws, CudaStream stream) {
   const int64_t n = u.B * u.s_q, row = m.d_c + m.d_r, e = m.e;
   uint8_t* q_abs = static_cast<uint8_t*>(ws.q_abs.reserve(n * m.n_h * row * e));
   ws.o_lat.reserve(n * m.n_h * m.d_c * e);
@@ -159,21 +160,27 @@ CudaDecodeResult cuda_decode_greedy(model::Backend& backend,
   mtp_pass.positions = s.mtp_positions, mtp_pass.slots = s.mtp_slots,
   mtp_pass.tables = s.mtp_tables, mtp_pass.seqlens = s.mtp_seqlens;
 
+  // Greedy acceptance without drafts is the argmax of each row.
+  spec::MtpAcceptArgs choose{};
+  choose.B = plan.rows, choose.V = V, choose.greedy = true, choose.accepted = array(plan.rows);
+  DeviceBuffer best_scratch(mtp_accept_cuda_scratch_bytes(choose));
+  const auto argmax = [&](const float* logits, int32_t* out) {
+    spec::MtpAcceptArgs a = choose;
+    a.p = logits, a.tokens = out;
+    mtp_accept_cuda_simt(a, best_scratch.data(), m.stream);
+  };
   const auto step = [&] {
     decode_begin_cuda_simt(s, m.stream);
     m.ws.h.reserve(plan.rows * d * 4);
     m.embed(m.weights.embed, plan.rows, s.ids, m.ws.h.as<float>());
     for (int64_t l = 0; l < m.cfg.num_hidden_layers; ++l) m.run_layer(l, plan, main_pass, {});
     if (drafts > 0) m.hidden_rows(m.weights.norm, 0, plan.rows, hidden.as<float>());
-    argmax_cuda_simt(plan.rows, V,
-                     m.logits(m.weights.norm, m.weights.head_or_embed(), 0, plan.rows), s.argmax,
-                     m.stream);
+    argmax(m.logits(m.weights.norm, m.weights.head_or_embed(), 0, plan.rows), s.argmax);
     decode_accept_cuda_simt(s, m.stream);
     if (drafts == 0) return;
     m.mtp_input(plan.rows, s.next_ids, hidden.as<float>(), false);
     m.run_layer(m.cfg.num_hidden_layers, plan, mtp_pass, {});
-    argmax_cuda_simt(plan.rows, V, m.logits(m.weights.mtp[0].norm, m.mtp_head(), 0, plan.rows),
-                     s.mtp_argmax, m.stream);
+    argmax(m.logits(m.weights.mtp[0].norm, m.mtp_head(), 0, plan.rows), s.mtp_argmax);
     decode_draft_cuda_simt(s, m.stream);
   };
   step();  // grows every buffer; the next ones allocate nothing

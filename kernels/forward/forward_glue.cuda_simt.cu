@@ -62,33 +62,6 @@ __global__ void __launch_bounds__(kThreads)
     h[i] += load_as_float(y, i, y_type);
 }
 
-// The better of two candidates: larger value, then lower index; NaN never wins over a number.
-__device__ __forceinline__ void better(float& v, int& at, float w, int other) {
-  if (w > v || (w == v && other < at)) v = w, at = other;
-}
-__global__ void __launch_bounds__(kThreads)
-    argmax_kernel(int64_t V, const float* logits, int32_t* out) {
-  V3B_DYNAMIC_SHARED(shared);
-  float* best = reinterpret_cast<float*>(shared);               // [kThreads / 32]
-  int* where = reinterpret_cast<int*>(shared) + kThreads / 32;  // [kThreads / 32]
-  const float* row = logits + static_cast<int64_t>(blockIdx.x) * V;
-  float v = -INFINITY;
-  int at = static_cast<int>(V) - 1;
-  for (int64_t j = threadIdx.x; j < V; j += kThreads) better(v, at, row[j], static_cast<int>(j));
-#pragma unroll
-  for (int o = 16; o > 0; o >>= 1) {
-    const float w = __shfl_xor_sync(kFullMask, v, o);
-    const int other = __shfl_xor_sync(kFullMask, at, o);
-    better(v, at, w, other);
-  }
-  if (lane_id() == 0) best[warp_id()] = v, where[warp_id()] = at;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int i = 1; i < kThreads / 32; ++i) better(v, at, best[i], where[i]);
-    out[blockIdx.x] = at;
-  }
-}
-
 __device__ __forceinline__ int slot_of(const int32_t* table, int64_t row, int64_t page) {
   return static_cast<int>(table[row / page] * page + row % page);
 }
@@ -169,12 +142,6 @@ void copy_rows_cuda_simt(int64_t rows, int64_t n, const void* x, DType x_type, i
 }
 void add_rows_cuda_simt(int64_t n, float* h, const void* y, DType y_type, CudaStream stream) {
   launch(add_kernel, {dim3(blocks_for(n)), kThreads, 0, stream}, n, h, y, y_type);
-}
-void argmax_cuda_simt(int64_t rows, int64_t V, const float* logits, int32_t* out,
-                      CudaStream stream) {
-  launch(argmax_kernel,
-         {dim3(static_cast<unsigned>(rows)), kThreads, 2 * kThreads / 32 * 4, stream}, V, logits,
-         out);
 }
 void decode_begin_cuda_simt(const DecodeState& s, CudaStream stream) {
   launch(begin_kernel, {dim3(warps_for(s.B)), 32, 0, stream}, s);

@@ -20,10 +20,6 @@ void copy_rows_cuda_simt(int64_t rows, int64_t n, const void* x, spec::DType x_t
 // h[i] += y[i], h f32.
 void add_rows_cuda_simt(int64_t n, float* h, const void* y, spec::DType y_type, CudaStream stream);
 
-// out[r] = index of the largest of logits [rows, V] (lowest among equals, NaN never).
-void argmax_cuda_simt(int64_t rows, int64_t V, const float* logits, int32_t* out,
-                      CudaStream stream);
-
 // ---- greedy decoding of B sequences without the host ----------------------------------------------------------------
 // Device arrays; a step appends rows of the main cache (s_q of them) and of the MTP cache.
 struct DecodeState {

@@ -4,9 +4,9 @@
 #include "kernels/forward/cuda_pass.h"
 
 namespace v3b::kern {
-void attention_expanded_cuda(const CudaLayerContext& ctx, const CudaDims& m, const DeviceLayer& p,
-                             const PassItem& item, const int32_t* table, int64_t page,
-                             uint8_t* arena, DeviceWorkspace& ws, CudaStream stream) {
+void attention_expanded_cuda(const CudaLayerContext& ctx, const AttentionDims& m,
+                             const DeviceLayer& p, const PassItem& item, const int32_t* table,
+                             int64_t page, uint8_t* arena, DeviceWorkspace& ws, CudaStream stream) {
   const int64_t s = item.s0 + item.T, row = m.d_c + m.d_r, cols = m.n_h * (m.d_n + m.d_v);
   const uint8_t* rows = ws.lat.as<uint8_t>() + item.first * row * m.e;
   if (item.s0 > 0 || ctx.flags.kv_format != spec::KvFormat::bf16) {

@@ -5,21 +5,6 @@
 
 namespace v3b::kern {
 
-struct AttentionDims {
-  int64_t d, n_h, d_n, d_r, d_v, d_c, d_q, d_qk, a_cols, e;
-  explicit AttentionDims(const LayerContext& ctx)
-      : d(ctx.c.hidden_size),
-        n_h(ctx.c.num_attention_heads),
-        d_n(ctx.c.qk_nope_head_dim),
-        d_r(ctx.c.qk_rope_head_dim),
-        d_v(ctx.c.v_head_dim),
-        d_c(ctx.c.kv_lora_rank),
-        d_q(ctx.c.q_lora_rank),
-        d_qk(d_n + d_r),
-        a_cols((d_q > 0 ? d_q : n_h * d_qk) + d_c + d_r),
-        e(spec::dtype_bytes(ctx.dtype)) {}
-};
-
 // ws.q [rows, n_h, d_qk] and ws.lat [rows, d_c + d_r] -> ws.attn [rows, n_h, d_v] of the item's rows,
 // which are in the cache already.
 void attention_expanded(const LayerContext& ctx, const AttentionDims& m, const PackedLayer& p,

@@ -59,6 +59,22 @@ struct LayerContext {
   double capacity_factor = 0;  // model::BackendOptions
 };
 
+// Sizes of a layer's attention, of either backend. a_cols: columns of the fused q_a | kv_a product.
+struct AttentionDims {
+  int64_t d, n_h, d_n, d_r, d_v, d_c, d_q, d_qk, a_cols, e;
+  AttentionDims(const model::ModelConfig& c, spec::DType dtype)
+      : d(c.hidden_size),
+        n_h(c.num_attention_heads),
+        d_n(c.qk_nope_head_dim),
+        d_r(c.qk_rope_head_dim),
+        d_v(c.v_head_dim),
+        d_c(c.kv_lora_rank),
+        d_q(c.q_lora_rank),
+        d_qk(d_n + d_r),
+        a_cols((d_q > 0 ? d_q : n_h * d_qk) + d_c + d_r),
+        e(spec::dtype_bytes(dtype)) {}
+};
+
 // h [rows, d] f32 in ws.h: the residual stream, updated in place by one decoder layer. Cache rows
 // go to `arena`.
 void run_attention(const LayerContext& ctx, const PackedLayer& p, uint8_t* arena, const Plan& plan,

@@ -14,21 +14,24 @@ namespace v3b::kern {
 namespace {
 
 // The functions used, by the library's own names.
+#define V3B_LT_FUNCTIONS(F)               \
+  F(cublasLtCreate)                       \
+  F(cublasLtMatmul)                       \
+  F(cublasLtMatmulDescCreate)             \
+  F(cublasLtMatmulDescDestroy)            \
+  F(cublasLtMatmulDescSetAttribute)       \
+  F(cublasLtMatrixLayoutCreate)           \
+  F(cublasLtMatrixLayoutDestroy)          \
+  F(cublasLtMatmulPreferenceCreate)       \
+  F(cublasLtMatmulPreferenceDestroy)      \
+  F(cublasLtMatmulPreferenceSetAttribute) \
+  F(cublasLtMatmulAlgoGetHeuristic)
+
 struct Library {
   std::string missing;
   cublasLtHandle_t handle = nullptr;
-#define V3B_LT(f) decltype(&::f) f = nullptr
-  V3B_LT(cublasLtCreate);
-  V3B_LT(cublasLtMatmul);
-  V3B_LT(cublasLtMatmulDescCreate);
-  V3B_LT(cublasLtMatmulDescDestroy);
-  V3B_LT(cublasLtMatmulDescSetAttribute);
-  V3B_LT(cublasLtMatrixLayoutCreate);
-  V3B_LT(cublasLtMatrixLayoutDestroy);
-  V3B_LT(cublasLtMatmulPreferenceCreate);
-  V3B_LT(cublasLtMatmulPreferenceDestroy);
-  V3B_LT(cublasLtMatmulPreferenceSetAttribute);
-  V3B_LT(cublasLtMatmulAlgoGetHeuristic);
+#define V3B_LT(f) decltype(&::f) f = nullptr;
+  V3B_LT_FUNCTIONS(V3B_LT)
 #undef V3B_LT
   Library() {
     const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
@@ -40,18 +43,8 @@ struct Library {
     }
 #define V3B_LT(f)                                      \
   f = reinterpret_cast<decltype(&::f)>(dlsym(so, #f)); \
-  if (f == nullptr) missing = name + " has no " #f
-    V3B_LT(cublasLtCreate);
-    V3B_LT(cublasLtMatmul);
-    V3B_LT(cublasLtMatmulDescCreate);
-    V3B_LT(cublasLtMatmulDescDestroy);
-    V3B_LT(cublasLtMatmulDescSetAttribute);
-    V3B_LT(cublasLtMatrixLayoutCreate);
-    V3B_LT(cublasLtMatrixLayoutDestroy);
-    V3B_LT(cublasLtMatmulPreferenceCreate);
-    V3B_LT(cublasLtMatmulPreferenceDestroy);
-    V3B_LT(cublasLtMatmulPreferenceSetAttribute);
-    V3B_LT(cublasLtMatmulAlgoGetHeuristic);
+  if (f == nullptr) missing = name + " has no " #f;
+    V3B_LT_FUNCTIONS(V3B_LT)
 #undef V3B_LT
   }
   void check(cublasStatus_t s, const char* where) const {

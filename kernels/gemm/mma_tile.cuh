@@ -157,10 +157,11 @@ struct Tile {
     const int l = lane_id();
     ldmatrix_x4(r, s + at_b(warp_column() + 16 * j2 + l % 8 + 8 * (l / 16), 2 * kk + (l / 8) % 2));
   }
-  __device__ __forceinline__ void step_bf16(const uint8_t* sA, const uint8_t* sB,
-                                            Sums& sums) const {
+  // d += A B^T over kSteps steps of 32 bytes along k.
+  template <int kSteps, bool kE4m3>
+  static __device__ __forceinline__ void products(const uint8_t* sA, const uint8_t* sB, Sums& d) {
 #pragma unroll
-    for (int kk = 0; kk < BK / 16; ++kk) {
+    for (int kk = 0; kk < kSteps; ++kk) {
       uint32_t ra[kMI][4];
 #pragma unroll
       for (int i = 0; i < kMI; ++i) fragment_a(ra[i], sA, i, kk);
@@ -170,11 +171,20 @@ struct Tile {
         fragment_b(rb, sB, j / 2, kk);
 #pragma unroll
         for (int i = 0; i < kMI; ++i) {
-          mma_bf16(sums[i][j], ra[i], rb[0], rb[1]);
-          mma_bf16(sums[i][j + 1], ra[i], rb[2], rb[3]);
+          if constexpr (kE4m3) {
+            mma_e4m3(d[i][j], ra[i], rb[0], rb[1]);
+            mma_e4m3(d[i][j + 1], ra[i], rb[2], rb[3]);
+          } else {
+            mma_bf16(d[i][j], ra[i], rb[0], rb[1]);
+            mma_bf16(d[i][j + 1], ra[i], rb[2], rb[3]);
+          }
         }
       }
     }
+  }
+  __device__ __forceinline__ void step_bf16(const uint8_t* sA, const uint8_t* sB,
+                                            Sums& sums) const {
+    products<BK / 16, false>(sA, sB, sums);
   }
   __device__ __forceinline__ void step_fp8(const uint8_t* sA, const uint8_t* sB, int block,
                                            Sums& sums) const {
@@ -183,22 +193,7 @@ struct Tile {
     for (int i = 0; i < 2 * kMI; ++i) f[i] = sa[i] == nullptr ? 0.0f : sa[i][block];
     const float s0 = sb0 == nullptr ? 0.0f : sb0[block], s1 = sb1 == nullptr ? 0.0f : sb1[block];
     float part[kMI][kNI][4] = {};  // the segment's sums
-#pragma unroll
-    for (int kk = 0; kk < 4; ++kk) {
-      uint32_t ra[kMI][4];
-#pragma unroll
-      for (int i = 0; i < kMI; ++i) fragment_a(ra[i], sA, i, kk);
-#pragma unroll
-      for (int j = 0; j < kNI; j += 2) {
-        uint32_t rb[4];
-        fragment_b(rb, sB, j / 2, kk);
-#pragma unroll
-        for (int i = 0; i < kMI; ++i) {
-          mma_e4m3(part[i][j], ra[i], rb[0], rb[1]);
-          mma_e4m3(part[i][j + 1], ra[i], rb[2], rb[3]);
-        }
-      }
-    }
+    products<4, true>(sA, sB, part);
 #pragma unroll
     for (int i = 0; i < kMI; ++i)
 #pragma unroll

@@ -18,6 +18,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::ScalableTag<float>;
 using VF = hn::Vec<DF>;
 
+// row(t) for t < T, on a team only where `threads` (team_for) asks for one.
+template <class Row>
+void for_rows(int64_t T, int threads, const Row& row) {
+  if (T == 1 || threads == 1) {
+    for (int64_t t = 0; t < T; ++t) row(t);
+    return;
+  }
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < T; ++t) row(t);
+}
+
 // uint16_t stands for bf16 bits.
 HWY_INLINE VF load(DF df, const float* p) { return hn::LoadU(df, p); }
 HWY_INLINE VF load(DF df, const uint16_t* p) {

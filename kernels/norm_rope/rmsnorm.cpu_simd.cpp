@@ -95,12 +95,7 @@ void norm_rows(const Job& j) {
   // Two passes over x and one over y.
   const int threads = team_for(
       static_cast<double>(j.T) * static_cast<double>(j.d) * (2.0 * sizeof(X) + sizeof(Y)), 0);
-  if (j.T == 1 || threads == 1) {
-    for (int64_t t = 0; t < j.T; ++t) row(t);
-    return;
-  }
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t t = 0; t < j.T; ++t) row(t);
+  for_rows(j.T, threads, row);
 }
 
 void rmsnorm(const Job& j) {

@@ -74,12 +74,7 @@ void softmax(const spec::SoftmaxArgs& a) {
                 a.lse == nullptr ? nullptr : a.lse + t);
   };
   const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.n) * kExpBytes, 0);
-  if (a.T == 1 || threads == 1) {
-    for (int64_t t = 0; t < a.T; ++t) row(t);
-    return;
-  }
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t t = 0; t < a.T; ++t) row(t);
+  for_rows(a.T, threads, row);
 }
 const char* softmax_target() { return hwy::TargetName(HWY_TARGET); }
 

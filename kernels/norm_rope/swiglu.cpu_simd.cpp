@@ -55,12 +55,7 @@ void swiglu_rows(const spec::SwigluArgs& a) {
                static_cast<Y*>(a.y) + t * a.y_stride);
   };
   const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.m) * kExpBytes, 0);
-  if (a.T == 1 || threads == 1) {
-    for (int64_t t = 0; t < a.T; ++t) row(t);
-    return;
-  }
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t t = 0; t < a.T; ++t) row(t);
+  for_rows(a.T, threads, row);
 }
 
 void swiglu(const spec::SwigluArgs& a) {
