@@ -29,6 +29,7 @@
 
 #include "bench/harness/host_tensor.h"
 #include "bench/harness/shape_io.h"
+#include "kernels/core/cpu.h"
 
 namespace v3b::bench {
 
@@ -99,6 +100,10 @@ struct Impl {
   std::function<Support(const typename Op::Shape&)> support;  // null: always
   std::function<Runner(typename Op::Data&)> prepare;
   bool baseline = false;  // a peer (library or plain reference form), not ours
+  // All instruction-set levels that this implementation is written for, the highest included. Named `how` it runs at
+  // the machine's best of them; each other one is an implementation of its own, "<how>@avx2". Everything that it calls
+  // must follow cpu_features() or Highway's dispatch at every call (no oneDNN).
+  std::vector<kern::Isa> levels = {};
 };
 
 // ---- type erasure: what the modes see -------------------------------------------------------------------

@@ -25,6 +25,7 @@ class TypedOp final : public OpBase {
   };
   explicit TypedOp(std::vector<Impl<Op>> extra) : impls_(Op::impls()) {
     for (auto& e : extra) impls_.push_back(std::move(e));
+    add_levels();
   }
 
   std::string name() const override { return Op::name; }
@@ -129,6 +130,41 @@ class TypedOp final : public OpBase {
       if (std::string(key) == "dtype") i.dtype = field_to_text(v);
     });
     return i;
+  }
+  // Behind each implementation with levels, one for each of them but the level that it runs at here by itself.
+  void add_levels() {
+    std::vector<Impl<Op>> all;
+    for (const auto& base : impls_) {
+      all.push_back(base);
+      if (base.levels.empty()) continue;
+      const kern::Isa own =
+          std::min(kern::best_isa(), *std::max_element(base.levels.begin(), base.levels.end()));
+      for (const kern::Isa level : base.levels)
+        if (level != own) all.push_back(at_level(base, level));
+    }
+    impls_ = std::move(all);
+  }
+  static Impl<Op> at_level(const Impl<Op>& base, kern::Isa level) {
+    Impl<Op> one = base;
+    one.levels.clear();
+    one.how += std::string("@") + kern::isa_name(level);
+    one.support = [base, level](const Shape& s) {
+      if (level > kern::best_isa())
+        return Support{Support::State::unsupported,
+                       std::string("this CPU has no ") + kern::isa_name(level)};
+      const kern::IsaCap cap(level);
+      return base.support ? base.support(s) : Support{};
+    };
+    one.prepare = [base, level](typename Op::Data& d) {
+      const kern::IsaCap cap(level);
+      Runner r = base.prepare(d);
+      r.run = [run = std::move(r.run), level] {
+        const kern::IsaCap inner(level);
+        run();
+      };
+      return r;
+    };
+    return one;
   }
   const Impl<Op>& find(const std::string& how) const {
     for (const auto& i : impls_)

@@ -108,14 +108,18 @@ struct RmsNorm {
 
   static std::vector<Impl<RmsNorm>> impls() {
     std::vector<Impl<RmsNorm>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+    v.push_back({"cpu_simd",
+                 nullptr,
+                 [](Data& d) {
                    return Runner{.run =
                                      [&d] {
                                        restore(d);
                                        kern::rmsnorm_cpu_simd(d.args());
                                      },
                                  .resolved_isa = kern::rmsnorm_cpu_simd_isa()};
-                 }});
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<RmsNorm>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       const void* from = d.shape.residual ? d.r_in.data() : nullptr;

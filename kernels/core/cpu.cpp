@@ -9,6 +9,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <dnnl.hpp>
@@ -74,6 +77,14 @@ void cap_libraries(dnnl::cpu_isa isa, int64_t first_allowed_target) {
   hwy::DisableTargets(first_allowed_target - 1);  // better targets have lower bits
 }
 
+// Drops what lies above a level.
+void drop_above(CpuFeatures& f, Isa most) {
+  if (most < Isa::amx)
+    f.amx_tile = f.amx_bf16 = f.amx_int8 = f.amx_emulated = f.avx512_fp16 = false;
+  if (most < Isa::avx512_bf16) f.avx512_bf16 = false;
+  if (most < Isa::avx512) f.avx512 = f.avx512_vnni = false;
+}
+
 void apply_cap(CpuFeatures& f) {
   const char* cap = std::getenv("V3BENCH_MAX_ISA");
   if (cap == nullptr || *cap == '\0') return;
@@ -83,15 +94,29 @@ void apply_cap(CpuFeatures& f) {
                 "avx2, avx512, avx512_bf16 or amx", s);
   }
   if (s == "amx") return;
-  f.amx_tile = f.amx_bf16 = f.amx_int8 = f.avx512_fp16 = false;
-  if (s == "avx512_bf16") return cap_libraries(dnnl::cpu_isa::avx512_core_bf16, HWY_AVX3_DL);
-  f.avx512_bf16 = false;
+  if (s == "avx512_bf16") {
+    drop_above(f, Isa::avx512_bf16);
+    return cap_libraries(dnnl::cpu_isa::avx512_core_bf16, HWY_AVX3_DL);
+  }
   if (s == "avx512") {
+    drop_above(f, Isa::avx512);
     return cap_libraries(
         f.avx512_vnni ? dnnl::cpu_isa::avx512_core_vnni : dnnl::cpu_isa::avx512_core, HWY_AVX3);
   }
-  f.avx512 = f.avx512_vnni = false;
+  drop_above(f, Isa::avx2);
   cap_libraries(dnnl::cpu_isa::avx2, HWY_AVX2);
+}
+
+void apply_emulation(CpuFeatures& f) {
+  const char* text = std::getenv("V3BENCH_AMX");
+  if (text == nullptr || *text == '\0') return;
+  if (std::string(text) != "emulate")
+    throw Error(ExitCode::usage, "unknown value", "environment variable V3BENCH_AMX", "emulate",
+                text);
+  if (!f.avx512_bf16)
+    throw Error(ExitCode::usage, "the AMX emulation needs AVX512_BF16",
+                "environment variable V3BENCH_AMX");
+  f.amx_bf16 = f.amx_emulated = true;
 }
 
 CpuFeatures detect() {
@@ -120,6 +145,7 @@ CpuFeatures detect() {
       f.avx512_bf16 = f.avx512 && bit(a, 5);
     }
   }
+  apply_emulation(f);
   apply_cap(f);
   return f;
 }
@@ -136,9 +162,74 @@ const bool kCapApplied = [] {
 
 }  // namespace
 
-const CpuFeatures& cpu_features() {
+namespace {
+const CpuFeatures& detected() {
   static const CpuFeatures features = detect();
   return features;
+}
+std::atomic<const CpuFeatures*> capped{nullptr};  // null: all that was detected
+
+// The features of each level, computed once.
+const CpuFeatures& features_up_to(Isa most) {
+  static const std::array<CpuFeatures, 4> levels = [] {
+    std::array<CpuFeatures, 4> out;
+    for (size_t i = 0; i < out.size(); ++i) {
+      out[i] = detected();
+      drop_above(out[i], static_cast<Isa>(i));
+    }
+    return out;
+  }();
+  return levels[static_cast<size_t>(most)];
+}
+
+void set_highway_targets(int64_t targets) {
+  hwy::SetSupportedTargetsForTest(targets);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+int64_t highway_mock = 0;  // what set_highway_targets() was last given; 0: none
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  const CpuFeatures* c = capped.load(std::memory_order_acquire);
+  return c != nullptr ? *c : detected();
+}
+
+const char* isa_name(Isa level) {
+  switch (level) {
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Isa::amx:
+      return "amx";
+  }
+  return "?";
+}
+
+Isa best_isa() {
+  const CpuFeatures& f = cpu_features();
+  return f.amx_bf16 && f.avx512_bf16 ? Isa::amx
+         : f.avx512_bf16             ? Isa::avx512_bf16
+         : f.avx512                  ? Isa::avx512
+                                     : Isa::avx2;
+}
+
+IsaCap::IsaCap(Isa most) : before_(capped.load()), targets_before_(highway_mock) {
+  const Isa level = std::min(most, best_isa());
+  capped.store(&features_up_to(level), std::memory_order_release);
+  const int64_t best = level == Isa::avx2     ? HWY_AVX2
+                       : level == Isa::avx512 ? HWY_AVX3
+                                              : HWY_AVX3_DL;
+  highway_mock = hwy::SupportedTargets() & ~(best - 1);  // better targets have lower bits
+  set_highway_targets(highway_mock);
+}
+
+IsaCap::~IsaCap() {
+  capped.store(before_, std::memory_order_release);
+  highway_mock = targets_before_;
+  set_highway_targets(highway_mock);
 }
 
 int num_threads() { return omp_in_parallel() != 0 ? 1 : omp_get_max_threads(); }
