@@ -12,7 +12,7 @@ const std::vector<std::string>& bench_columns() {
                      "q3_us",       "stdrel_pct",   "flop",          "bytes",
                      "gflop_s",     "gb_s",         "roof",          "pct_of_roof",
                      "repro",       "sm_clock_mhz", "mem_clock_mhz", "gpu_temperature_c",
-                     "gpu_power_w", "throttle",     "energy_mj"});
+                     "gpu_power_w", "throttle",     "energy_mj",     "peer"});
   return columns;
 }
 
@@ -37,7 +37,7 @@ Record Row::record(const Identity& id) const {
   r.set("gb_s", gb_s).set("roof", roof).set("pct_of_roof", pct_of_roof).set("repro", repro);
   r.set("sm_clock_mhz", sm_clock_mhz).set("mem_clock_mhz", mem_clock_mhz);
   r.set("gpu_temperature_c", gpu_temperature_c).set("gpu_power_w", gpu_power_w);
-  r.set("throttle", throttle).set("energy_mj", energy_mj);
+  r.set("throttle", throttle).set("energy_mj", energy_mj).set("peer", peer);
   return r;
 }
 
@@ -92,6 +92,7 @@ std::vector<BenchRow> read_bench_csv(const std::string& path, std::vector<std::s
     r.gpu_power_w = t.number(i, "gpu_power_w");
     r.throttle = t.cell(i, "throttle");
     r.energy_mj = t.number(i, "energy_mj");
+    r.peer = integer("peer");
     rows.push_back(std::move(b));
   }
   return rows;

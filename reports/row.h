@@ -28,6 +28,8 @@ struct Row {
   std::optional<double> sm_clock_mhz, mem_clock_mhz, gpu_temperature_c, gpu_power_w;
   std::string throttle;             // none | reasons joined by +
   std::optional<double> energy_mj;  // of one run
+  std::optional<int64_t>
+      peer;  // 1: a library or the plain form that ours is compared with; 0: ours
 
   bool timed() const { return median_us.has_value(); }
   Record record(const Identity& id) const;

@@ -36,6 +36,8 @@ const std::vector<TableKind>& table_kinds();
 // Title and table of one file. A file of another name is shown by the columns it has; without schema_version (DESIGN
 // 5) it is none of ours: Error(bad_input).
 std::string render_table(const std::string& csv_path);
+// Of a bench.csv: only the table of ours against the peers. Throws Error(not_found) where there is none.
+std::string render_peers(const std::string& csv_path);
 // Every known file there, bench.csv only with `components`; throws not_found if there is none.
 std::string render_all_tables(const std::string& dir, bool components = true);
 

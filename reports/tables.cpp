@@ -8,6 +8,7 @@
 namespace v3b::rep {
 
 std::vector<std::string> table_bench(const CsvTable& t);        // table_bench.cpp
+std::string table_peers(const CsvTable& t);                     // the same; "" without timed rows
 std::vector<std::string> table_kv_cache(const CsvTable& t);     // table_kv_cache.cpp
 std::vector<std::string> table_expert_load(const CsvTable& t);  // table_expert_load.cpp
 std::vector<std::string> table_yarn_perplexity(const CsvTable& t);
@@ -182,6 +183,16 @@ std::string render_table(const std::string& csv_path) {
   if (t.rows.empty()) return out + "\nNo rows.\n";
   for (const auto& block : kind != nullptr ? kind->render(t) : table_generic(t))
     out += "\n" + block + "\n";
+  return out;
+}
+
+std::string render_peers(const std::string& csv_path) {
+  const CsvTable t =
+      read_csv(csv_path, {.required = {"op", "impl", "case", "status", "median_us", "peer"}});
+  const std::string out = table_peers(t);
+  if (out.empty())
+    throw Error(ExitCode::not_found, "no timed row of ours", csv_path,
+                "a bench.csv of `v3bench bench`");
   return out;
 }
 

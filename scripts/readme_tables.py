@@ -3,7 +3,7 @@
 
 usage: scripts/readme_tables.py DIR [--v3bench build/release/v3bench]
 A marker pair looks like:  <!-- table: kv_cache.csv --> ... <!-- end -->
-`<!-- machine -->` ... `<!-- end -->` is filled from DIR/machine.json. Nothing is typed by hand.
+(`bench.csv peers`: its table of ours against the peers.) `<!-- machine -->` ... `<!-- end -->` is filled from DIR/machine.json. Nothing is typed by hand.
 """
 import argparse
 import json
@@ -23,20 +23,20 @@ def main() -> int:
     text = readme.read_text()
 
     def table(match: re.Match) -> str:
-        name = match.group(1)
+        name, _, form = match.group(1).partition(" ")
         csv = args.dir / name
         if not csv.exists():
             sys.exit(f"readme_tables: {csv} does not exist")
-        done = subprocess.run([args.v3bench, "table", str(csv)], text=True, capture_output=True)
+        done = subprocess.run([args.v3bench, "table", str(csv)] + ([f"--{form}"] if form else []), text=True, capture_output=True)
         if done.returncode != 0:
             sys.exit(f"readme_tables: {done.stderr.strip()}")
-        return f"<!-- table: {name} -->\n{done.stdout.strip()}\n<!-- end -->"
+        return f"<!-- table: {match.group(1)} -->\n{done.stdout.strip()}\n<!-- end -->"
 
     def machine(_: re.Match) -> str:
         card = json.loads((args.dir / "machine.json").read_text())
         return "<!-- machine -->\n```json\n" + json.dumps(card, indent=1) + "\n```\n<!-- end -->"
 
-    text = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, text, flags=re.S)
+    text = re.sub(r"<!-- table: (\S+(?: \w+)?) -->.*?<!-- end -->", table, text, flags=re.S)
     text = re.sub(r"<!-- machine -->.*?<!-- end -->", machine, text, flags=re.S)
     readme.write_text(text)
     return 0

@@ -267,6 +267,39 @@ TEST(Csv, BenchRowRoundTrip) {
   EXPECT_NE(render_table(dir / "bench.csv").find("gemm.cpu_onednn"), std::string::npos);
 }
 
+TEST(Csv, PeersTableTakesTheFastestOfEachSide) {
+  Folder dir;
+  {
+    CsvWriter w(dir / "bench.csv", bench_columns(), bench_key_columns());
+    const auto put = [&](const std::string& how, double us, int64_t peer, const char* status) {
+      Row r;
+      r.op = "gemm";
+      r.impl = "gemm." + how;
+      r.case_text = "m=1";
+      r.status = status;
+      r.cache_state = "cold";
+      r.median_us = us;
+      r.peer = peer;
+      w.write(r.record(identity("cpu")));
+    };
+    put("cpu_simd", 2, 0, "passed");
+    put("cpu_other", 4, 0, "passed");
+    put("cpu_simd@avx2", 8, 0, "passed");
+    put("cpu_onednn", 5, 1, "passed");
+    put("cpu_lib", 3, 1, "passed");
+    put("cpu_wrong", 0.5, 1, "failed");
+  }
+  const std::string t = render_peers(dir / "bench.csv");
+  EXPECT_NE(t.find("| cpu_simd |"), std::string::npos) << t;
+  EXPECT_NE(t.find("| cpu_lib "), std::string::npos) << t;
+  EXPECT_NE(t.find("1.50 |"), std::string::npos) << t;
+  EXPECT_NE(t.find("8.00 us |"), std::string::npos) << t;
+  EXPECT_EQ(t.find("cpu_wrong"), std::string::npos) << t;
+  EXPECT_EQ(t.find("cpu_other"), std::string::npos) << t;
+  EXPECT_NE(render_table(dir / "bench.csv").find("Ours against the fastest peer"),
+            std::string::npos);
+}
+
 TEST(Csv, IdentityStandsFirst) {
   EXPECT_EQ(with_identity({"x"}),
             (std::vector<std::string>{"schema_version", "run_id", "utc_time", "commit", "dirty",

@@ -135,7 +135,7 @@ Rate best_rate(const std::string& which) {
   if (which == "f64")
     return f.avx512 ? Rate{rate_f64_avx512, "avx512"} : Rate{rate_f64_avx2, "avx2"};
   if (which == "bf16") {
-    if (f.amx_bf16) return {rate_bf16_amx, "amx_bf16"};
+    if (f.amx_bf16 && !f.amx_emulated) return {rate_bf16_amx, "amx_bf16"};
     if (f.avx512_bf16) return {rate_bf16_avx512, "avx512_bf16"};
   }
   if (which == "int8") {

@@ -28,6 +28,7 @@ rep::Row base_row(const JobGroup& g, const std::string& how, const RunOptions& o
   rep::Row r;
   r.op = g.op->name();
   r.impl = impl_name(*g.op, how);
+  r.peer = g.op->is_baseline(how) ? 1 : 0;
   r.case_text = g.info.text;
   r.dtype = g.info.dtype;
   r.cache_state = cache_name(g.info.cache);

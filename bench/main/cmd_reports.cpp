@@ -32,7 +32,10 @@ int run_info(const Common& common, bool no_peaks) {
       {"memory", rep::short_bytes(static_cast<double>(m.memory_bytes))},
       {"kernels may use",
        fmt::format("avx2{}{}{}{}{}", f.avx512 ? " avx512" : "", f.avx512_bf16 ? " avx512_bf16" : "",
-                   f.avx512_vnni ? " avx512_vnni" : "", f.amx_bf16 ? " amx_bf16" : "",
+                   f.avx512_vnni ? " avx512_vnni" : "",
+                   f.amx_emulated ? " amx_bf16 (emulated: checks only)"
+                   : f.amx_bf16   ? " amx_bf16"
+                                  : "",
                    f.amx_int8 ? " amx_int8" : "")},
       {"hypervisor", m.hypervisor},
       {"governor", m.governor.empty() ? "not visible" : m.governor},
@@ -81,7 +84,7 @@ void add_report_commands(CLI::App& app, Chosen& chosen) {
   struct Paths {
     std::string base, now, dir;
     rep::CompareOptions options;
-    bool all = false;
+    bool all = false, peers = false;
   };
   auto p = std::make_shared<Paths>();
   sub = app.add_subcommand("compare",
@@ -101,8 +104,15 @@ void add_report_commands(CLI::App& app, Chosen& chosen) {
 
   sub = app.add_subcommand("table", "Markdown tables from the CSV files of a folder");
   sub->add_option("DIR", p->dir, "a folder of results, or one CSV file")->required();
+  sub->add_flag("--peers", p->peers,
+                "only ours against the fastest peer, case by case (bench.csv)");
   sub->callback([=, &chosen] {
     chosen.run = [=] {
+      if (p->peers) {
+        fmt::print("{}",
+                   rep::render_peers(p->dir.ends_with(".csv") ? p->dir : p->dir + "/bench.csv"));
+        return 0;
+      }
       const bool file = p->dir.ends_with(".csv") || std::filesystem::is_regular_file(p->dir);
       fmt::print("{}", file ? rep::render_table(p->dir) : rep::render_all_tables(p->dir));
       return 0;

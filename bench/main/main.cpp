@@ -121,7 +121,12 @@ int run_command(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return usage_error(e.what(), command);
   }
-  return chosen.run ? chosen.run() : usage_error("no command given");
+  if (!chosen.run) return usage_error("no command given");
+  // Times and scores of an emulation mean nothing.
+  if (kern::cpu_features().amx_emulated && command != "check" && command != "list" &&
+      command != "support" && command != "info")
+    return usage_error("V3BENCH_AMX=emulate is for check, list, support and info");
+  return chosen.run();
 }
 
 }  // namespace
