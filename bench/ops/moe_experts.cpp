@@ -351,12 +351,16 @@ std::vector<Case<spec::MoeExpertsShape>> MoeExperts::cases() {
 
 std::vector<Impl<MoeExperts>> MoeExperts::impls() {
   std::vector<Impl<MoeExperts>> v;
-  v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                 auto scratch = std::make_shared<kern::MoeScratch>();
-                 return Runner{
-                     .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
-                     .resolved_isa = kern::moe_experts_cpu_simd_isa()};
-               }});
+  v.push_back(
+      {.how = "cpu_simd",
+       .prepare =
+           [](Data& d) {
+             auto scratch = std::make_shared<kern::MoeScratch>();
+             return Runner{
+                 .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
+                 .resolved_isa = kern::moe_experts_cpu_simd_isa(d.shape.dtype, d.shape.w_dtype)};
+           },
+       .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
   v.push_back(cuda_impl<MoeExperts>(
       "cuda_mma",
       [](const Shape& s) {
