@@ -305,8 +305,15 @@ std::vector<Case<spec::MoeExpertsShape>> MoeExperts::cases() {
     s.d = 256, s.m = 80, s.E = 16, s.K = 4, s.shared_m = 80;
     c.push_back({s, size, false, hot});
   };
-  v3(1, 8, bf16, Size::quick);
-  v3(8, 8, f8e4m3, Size::quick);
+  // Every token at each of four experts and the shared one: 1 to 512 rows an expert.
+  for (int64_t T : {1, 8, 32, 128, 512})
+    for (spec::DType w : {bf16, f8e4m3})
+      c.push_back({{.T = T, .E = 4, .K = 4, .w_dtype = w},
+                   T <= 32   ? Size::quick
+                   : T < 512 ? Size::standard
+                             : Size::full,
+                   false,
+                   cold});
   for (int64_t T : {1, 8, 64}) v3(T, 16, bf16, Size::standard);
   for (int64_t T : {1, 64}) v3(T, 16, f8e4m3, Size::standard);
   for (int64_t T : {8, 512}) v3(T, 32, bf16, Size::full);
