@@ -50,16 +50,19 @@ inline WidenTables load_widen_tables() noexcept {
   return t;
 }
 
-// 64 codes -> 2 x 32 bf16 in order: a quadword permutation before and two unpacks after the tables (a two-table byte
-// permutation costs twice an unpack on Zen 4).
-inline void widen_in_order(const WidenTables& t, __m512i codes, __m512i& first,
-                           __m512i& second) noexcept {
-  const __m512i c = _mm512_permutexvar_epi64(t.order, codes);
+// 64 codes -> 2 x 32 bf16: of each 16 codes the first eight in `first`, the others in `second`.
+inline void widen_unordered(const WidenTables& t, __m512i c, __m512i& first,
+                            __m512i& second) noexcept {
   const __m512i lo = _mm512_permutex2var_epi8(t.lo0, c, t.lo1);
   __m512i hi = _mm512_permutex2var_epi8(t.hi0, c, t.hi1);
   hi = _mm512_ternarylogic_epi32(hi, c, t.sign, 0xf8);  // hi | (c & sign)
   first = _mm512_unpacklo_epi8(lo, hi);
   second = _mm512_unpackhi_epi8(lo, hi);
+}
+// The same in order: a quadword permutation before (a two-table byte permutation costs twice an unpack on Zen 4).
+inline void widen_in_order(const WidenTables& t, __m512i codes, __m512i& first,
+                           __m512i& second) noexcept {
+  widen_unordered(t, _mm512_permutexvar_epi64(t.order, codes), first, second);
 }
 
 }  // namespace
