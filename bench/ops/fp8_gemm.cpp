@@ -154,19 +154,14 @@ struct Fp8Gemm {
 
   static std::vector<Impl<Fp8Gemm>> impls() {
     std::vector<Impl<Fp8Gemm>> v;
-    v.push_back({"cpu_avx512bf16",
-                 [](const Shape&) -> Support {
-                   if (kern::fp8_gemm_avx512bf16_supported()) return {};
-                   return {Support::State::unsupported, "needs AVX512_BF16 and AVX512_VBMI"};
-                 },
+    v.push_back({"cpu_simd",
+                 nullptr,
                  [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::fp8_gemm_cpu_avx512bf16(a); },
-                                 .resolved_isa = "avx512_bf16+vbmi"};
-                 }});
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::fp8_gemm_cpu_simd(a); },
-                                 .resolved_isa = kern::fp8_gemm_cpu_simd_isa()};
-                 }});
+                   return Runner{.run = [a = d.args()] { kern::fp8_gemm(a); },
+                                 .resolved_isa = kern::fp8_gemm_isa(d.args())};
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
     v.push_back(cuda_impl<Fp8Gemm>(
         "cuda_mma",
         [](const Shape& s) {

@@ -9,7 +9,6 @@
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/gemm/gemm_cuda.h"
-#include "kernels/gemm/gemv.h"
 #include "reference/gemm.h"
 #include "reference/rmsnorm.h"
 #include "reference/spec/gemm.h"
@@ -209,17 +208,20 @@ struct Gemm {
           return cuda_emulation_limit(2 * double(s.m) * double(s.n) * double(s.k));
         },
         on_device(kern::gemm_cuda_simt)));
-    // What the model calls: the streaming kernel for few rows, oneDNN beyond.
-    v.push_back({"cpu_auto", nullptr, [](Data& d) {
+    // What the model calls: dot products for few rows, tiles beyond.
+    v.push_back({"cpu_simd",
+                 nullptr,
+                 [](Data& d) {
                    const kern::GemmArgs g = d.args();
                    return Runner{.run =
                                      [&d, g] {
                                        restore(d);
                                        kern::gemm(g);
                                      },
-                                 .resolved_isa = kern::gemv_takes(g) ? kern::gemv_isa(g.ab_type)
-                                                                     : kern::gemm_onednn_isa()};
-                 }});
+                                 .resolved_isa = kern::gemm_isa(g)};
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
     v.push_back({"cpu_onednn", nullptr,
                  [](Data& d) {
                    return Runner{.run =

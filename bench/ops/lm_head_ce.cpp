@@ -127,6 +127,8 @@ struct LmHeadCe {
     c.push_back({{.T = 1, .d = 2048, .V = 102400}, Size::standard});  // V2-Lite
     c.push_back({{.T = 32, .d = 2048, .V = 102400}, Size::standard});
     c.push_back({{.T = 128, .d = 2048, .V = 102400}, Size::full});
+    for (int64_t T : {1, 32, 512})  // an eighth of V3's vocabulary: 232 MB of weights
+      c.push_back({{.T = T, .d = 7168, .V = 16160}, T < 512 ? Size::quick : Size::standard});
     c.push_back({{.T = 1, .d = 7168, .V = 129280}, Size::full});  // V3
     c.push_back({{.T = 32, .d = 7168, .V = 129280}, Size::full});
     c.push_back({{.T = 3, .d = 37, .V = 101}, Size::quick, true});
@@ -138,10 +140,14 @@ struct LmHeadCe {
 
   static std::vector<Impl<LmHeadCe>> impls() {
     std::vector<Impl<LmHeadCe>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::lm_head_ce_cpu_simd(a); },
-                                 .resolved_isa = kern::lm_head_ce_cpu_simd_isa()};
-                 }});
+    v.push_back(
+        {.how = "cpu_simd",
+         .prepare =
+             [](Data& d) {
+               return Runner{.run = [a = d.args()] { kern::lm_head_ce_cpu_simd(a); },
+                             .resolved_isa = kern::lm_head_ce_cpu_simd_isa(d.shape.dtype)};
+             },
+         .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
     v.push_back(cuda_impl<LmHeadCe>("cuda_mma", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.h, a.w, a.labels, a.nll, a.lse, a.argmax);

@@ -115,10 +115,13 @@ struct MoeCombine {
   }
   static std::vector<Impl<MoeCombine>> impls() {
     std::vector<Impl<MoeCombine>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::moe_combine_cpu_simd(a); },
-                                 .resolved_isa = kern::moe_dispatch_cpu_simd_isa()};
-                 }});
+    v.push_back({.how = "cpu_simd",
+                 .prepare =
+                     [](Data& d) {
+                       return Runner{.run = [a = d.args()] { kern::moe_combine_cpu_simd(a); },
+                                     .resolved_isa = kern::moe_dispatch_cpu_simd_isa()};
+                     },
+                 .levels = {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<MoeCombine>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.rows, a.row, a.weight, a.y);

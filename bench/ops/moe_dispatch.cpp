@@ -147,10 +147,13 @@ struct MoeDispatch {
   }
   static std::vector<Impl<MoeDispatch>> impls() {
     std::vector<Impl<MoeDispatch>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::moe_dispatch_cpu_simd(a); },
-                                 .resolved_isa = kern::moe_dispatch_cpu_simd_isa()};
-                 }});
+    v.push_back({.how = "cpu_simd",
+                 .prepare =
+                     [](Data& d) {
+                       return Runner{.run = [a = d.args()] { kern::moe_dispatch_cpu_simd(a); },
+                                     .resolved_isa = kern::moe_dispatch_cpu_simd_isa()};
+                     },
+                 .levels = {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<MoeDispatch>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.x, a.idx, a.weight, a.offsets, a.row, a.rows);

@@ -305,8 +305,15 @@ std::vector<Case<spec::MoeExpertsShape>> MoeExperts::cases() {
     s.d = 256, s.m = 80, s.E = 16, s.K = 4, s.shared_m = 80;
     c.push_back({s, size, false, hot});
   };
-  v3(1, 8, bf16, Size::quick);
-  v3(8, 8, f8e4m3, Size::quick);
+  // Every token at each of four experts and the shared one: 1 to 512 rows an expert.
+  for (int64_t T : {1, 8, 32, 128, 512})
+    for (spec::DType w : {bf16, f8e4m3})
+      c.push_back({{.T = T, .E = 4, .K = 4, .w_dtype = w},
+                   T <= 32   ? Size::quick
+                   : T < 512 ? Size::standard
+                             : Size::full,
+                   false,
+                   cold});
   for (int64_t T : {1, 8, 64}) v3(T, 16, bf16, Size::standard);
   for (int64_t T : {1, 64}) v3(T, 16, f8e4m3, Size::standard);
   for (int64_t T : {8, 512}) v3(T, 32, bf16, Size::full);
@@ -351,12 +358,16 @@ std::vector<Case<spec::MoeExpertsShape>> MoeExperts::cases() {
 
 std::vector<Impl<MoeExperts>> MoeExperts::impls() {
   std::vector<Impl<MoeExperts>> v;
-  v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                 auto scratch = std::make_shared<kern::MoeScratch>();
-                 return Runner{
-                     .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
-                     .resolved_isa = kern::moe_experts_cpu_simd_isa()};
-               }});
+  v.push_back(
+      {.how = "cpu_simd",
+       .prepare =
+           [](Data& d) {
+             auto scratch = std::make_shared<kern::MoeScratch>();
+             return Runner{
+                 .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
+                 .resolved_isa = kern::moe_experts_cpu_simd_isa(d.shape.dtype, d.shape.w_dtype)};
+           },
+       .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
   v.push_back(cuda_impl<MoeExperts>(
       "cuda_mma",
       [](const Shape& s) {

@@ -111,11 +111,15 @@ struct MtpAccept {
   }
   static std::vector<Impl<MtpAccept>> impls() {
     std::vector<Impl<MtpAccept>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{
-                       .run = [&d] { kern::mtp_accept_cpu_simd(d.args(d.accepted, d.tokens_out)); },
-                       .resolved_isa = kern::mtp_accept_cpu_simd_isa()};
-                 }});
+    v.push_back(
+        {.how = "cpu_simd",
+         .prepare =
+             [](Data& d) {
+               return Runner{
+                   .run = [&d] { kern::mtp_accept_cpu_simd(d.args(d.accepted, d.tokens_out)); },
+                   .resolved_isa = kern::mtp_accept_cpu_simd_isa()};
+             },
+         .levels = {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<MtpAccept>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args(d.accepted, d.tokens_out);
       m.map(a.p, a.q, a.draft, a.uniform, a.accepted, a.tokens);

@@ -167,10 +167,13 @@ struct Router {
   }
   static std::vector<Impl<Router>> impls() {
     std::vector<Impl<Router>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::router_select_cpu_simd(a); },
-                                 .resolved_isa = kern::router_select_cpu_simd_isa()};
-                 }});
+    v.push_back({.how = "cpu_simd",
+                 .prepare =
+                     [](Data& d) {
+                       return Runner{.run = [a = d.args()] { kern::router_select_cpu_simd(a); },
+                                     .resolved_isa = kern::router_select_cpu_simd_isa()};
+                     },
+                 .levels = {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<Router>(
         "cuda_simt",
         [](const Shape& s) {

@@ -50,7 +50,7 @@ void mla_decode_cpu_onednn(const spec::MlaDecodeArgs& a) noexcept {
       g.b = k, g.ldb = d;
       g.c = s, g.ldc = kChunk;
       g.ab_type = a.dtype;
-      gemm(g);
+      gemm_onednn(g);
 #pragma omp parallel for schedule(static)
       for (int64_t r = 0; r < R; ++r) {
         const int64_t visible = std::clamp<int64_t>(seqlen - a.s_q + r / a.n_h + 1 - j, 0, n);
@@ -65,7 +65,7 @@ void mla_decode_cpu_onednn(const spec::MlaDecodeArgs& a) noexcept {
       v.c = o, v.ldc = a.d_c;
       v.ab_type = a.dtype;
       v.accumulate = true;
-      gemm(v);
+      gemm_onednn(v);
     }
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < R; ++r) {

@@ -32,7 +32,7 @@ void run_block(const PrefillHead& h, int64_t t0, int64_t n, Scratch& w) {
   }
   g.c = w.s.data(), g.ldc = keys;
   g.ab_type = h.dtype;
-  gemm(g);
+  gemm_onednn(g);
   float m[kQueries], l[kQueries];
   for (int64_t i = 0; i < n; ++i) {
     m[i] = -std::numeric_limits<float>::infinity();
@@ -47,7 +47,7 @@ void run_block(const PrefillHead& h, int64_t t0, int64_t n, Scratch& w) {
   v.b = h.keys.v, v.ldb = h.keys.v_stride / e, v.trans_b = false;
   v.c = w.o.data(), v.ldc = h.d_v;
   v.ab_type = h.dtype;
-  gemm(v);
+  gemm_onednn(v);
   for (int64_t i = 0; i < n; ++i) {
     const float lse = finish_softmax_row(w.o.data() + i * h.d_v, h.d_v, m[i], l[i], h.dtype,
                                          h.o + (t0 + i) * h.o_stride * e, h.empty_lse);

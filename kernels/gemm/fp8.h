@@ -19,18 +19,19 @@ std::string fp8_quant_cpu_simd_isa();
 void fp8_dequant_weight(int64_t rows, int64_t cols, const spec::f8e4m3* codes, const float* scales,
                         spec::DType out_type, void* out) noexcept;
 
-// The best kernel of this machine. NaN codes give NaN. Any m, n, k >= 0.
+// NaN codes give NaN. Any m, n, k >= 0. Levels AVX2, AVX-512, AVX512_BF16 (with AVX512_VBMI), AMX.
 void fp8_gemm(const spec::Fp8GemmArgs& a) noexcept;
-
-void fp8_gemm_cpu_simd(const spec::Fp8GemmArgs& a) noexcept;  // Highway: AVX2, AVX-512
-std::string fp8_gemm_cpu_simd_isa();
-bool fp8_gemm_avx512bf16_supported();  // AVX512_BF16 and AVX512_VBMI
-void fp8_gemm_cpu_avx512bf16(const spec::Fp8GemmArgs& a) noexcept;
+std::string fp8_gemm_isa(const spec::Fp8GemmArgs& a);  // what it dispatches to here
+bool fp8_gemm_avx512bf16_supported();                  // AVX512_BF16 and AVX512_VBMI, at this level
 
 // Baseline: wide_b [n, k] from fp8_dequant_weight, wide_a [m, k] scratch.
 void fp8_gemm_cpu_onednn(const spec::Fp8GemmArgs& a, const float* wide_b, float* wide_a) noexcept;
 
-// Work pieces of the AVX-512 file, called by the entry points above (one thread each).
+// Columns [n0, n1) of all rows at float, dot products; af: activations as float [m, k]; wf: scratch [2, k].
+void fp8_columns_cpu_simd(const spec::Fp8GemmArgs& g, const float* af, float* wf, int64_t n0,
+                          int64_t n1) noexcept;
+
+// Work pieces of the AVX-512 file (one thread each).
 // A as bf16 [m, kp], kp = k rounded up to 128, zero padded.
 void fp8_widen_rows_avx512bf16(const spec::f8e4m3* q, int64_t rows, int64_t k, int64_t kp,
                                spec::bf16* out) noexcept;

@@ -1,6 +1,6 @@
-// Portable block-scaled FP8 product (Highway: AVX2, AVX-512 without BF16). A weight row is widened
-// to float once and used for all activation rows, which were widened before; a strip of kStrip
-// weight rows keeps its floats in L1/L2 while the activation rows pass.
+// Block-scaled FP8 product (SPEC 1.23) at every level: one or two rows as dot products on one linear stream of codes
+// (fp8_dots.h), some more as dot products in groups, everything else as tiles whose weight rows are widened 128 of K at
+// a time in L1 (strip.h), with the scales applied to the sums of each block.
 #include <omp.h>
 
 #include <algorithm>
@@ -8,153 +8,160 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/team.h"
 #include "kernels/gemm/fp8.h"
+#include "kernels/gemm/fp8_dots.h"
+#include "kernels/gemm/strip.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/gemm/fp8_gemm.cpu_simd.cpp"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
-
-HWY_BEFORE_NAMESPACE();
 namespace v3b::kern {
-namespace HWY_NAMESPACE {
 namespace {
-namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr int64_t kBlock = 128;
+using spec::DType;
 
-// E4M3 -> float: the code's exponent and mantissa moved into place are the value times 2^-120,
-// subnormals included, so one multiplication is exact for all codes but NaN.
-void widen_row(const uint8_t* q, int64_t n, float* out) {
-  const hn::ScalableTag<float> d;
-  const hn::RebindToUnsigned<decltype(d)> du;
-  const hn::Rebind<uint8_t, decltype(d)> d8;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto scale = hn::Set(d, 0x1p120F);
-  const auto nan = hn::BitCast(d, hn::Set(du, 0x7fc00000u));
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const auto c = hn::PromoteTo(du, hn::LoadU(d8, q + i));
-    const auto mag = hn::And(c, hn::Set(du, 0x7fu));
-    const auto sign = hn::ShiftLeft<24>(hn::And(c, hn::Set(du, 0x80u)));
-    auto v = hn::Mul(hn::BitCast(d, hn::Or(hn::ShiftLeft<20>(mag), sign)), scale);
-    v = hn::IfThenElse(hn::RebindMask(d, hn::Eq(mag, hn::Set(du, 0x7fu))), nan, v);
-    hn::StoreU(v, d, out + i);
-  }
-  for (; i < n; ++i) out[i] = spec::to_float(spec::f8e4m3{q[i]});
+constexpr int64_t kGemvRows = 12;   // bf16 products: dot products up to here, then tiles
+constexpr int64_t kColumnRows = 4;  // the same in float
+constexpr int64_t kUnitGroups = 32;
+
+bool pairs() { return tile_form(DType::f8e4m3, DType::f8e4m3) == TileForm::pairs; }
+
+// Everything that the threads of one call share.
+struct Shared {
+  Buffer<spec::bf16> wide;
+  Buffer<float> wide_f32, scale;
+  Buffer<uint32_t> packed;
+};
+Shared& shared() {
+  thread_local Shared s;
+  return s;
 }
 
-// Columns [n0, n1) of all rows; af: activations as float [m, k]; wf: scratch [2, k].
-void columns(const spec::Fp8GemmArgs& g, const float* af, float* wf, int64_t n0, int64_t n1) {
-  const hn::ScalableTag<float> d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), kb = spec::fp8_blocks(g.k);
-  const auto* qb = reinterpret_cast<const uint8_t*>(g.qb);
-  for (int64_t n = n0; n < n1; n += 2) {
-    const bool two = n + 1 < n1;
-    widen_row(qb + n * g.k, g.k, wf);
-    if (two) widen_row(qb + (n + 1) * g.k, g.k, wf + g.k);
-    const float* w0 = wf;
-    const float* w1 = two ? wf + g.k : wf;
-    for (int64_t i = 0; i < g.m; ++i) {
-      const float* a = af + i * g.k;
-      auto s0 = hn::Zero(d), s1 = hn::Zero(d);
-      float t0 = 0, t1 = 0;
-      for (int64_t b = 0; b < kb; ++b) {
-        auto p0 = hn::Zero(d), p1 = hn::Zero(d), r0 = hn::Zero(d), r1 = hn::Zero(d);
-        const int64_t end = std::min(g.k, (b + 1) * kBlock);
-        int64_t k = b * kBlock;
-        for (; k + 2 * lanes <= end; k += 2 * lanes) {
-          const auto va = hn::LoadU(d, a + k), vb = hn::LoadU(d, a + k + lanes);
-          p0 = hn::MulAdd(va, hn::LoadU(d, w0 + k), p0);
-          p1 = hn::MulAdd(va, hn::LoadU(d, w1 + k), p1);
-          r0 = hn::MulAdd(vb, hn::LoadU(d, w0 + k + lanes), r0);
-          r1 = hn::MulAdd(vb, hn::LoadU(d, w1 + k + lanes), r1);
-        }
-        const float sa = g.sa[i * kb + b];
-        const float c0 = sa * g.sb[n / kBlock * kb + b];
-        const float c1 = two ? sa * g.sb[(n + 1) / kBlock * kb + b] : 0.0F;
-        s0 = hn::MulAdd(hn::Add(p0, r0), hn::Set(d, c0), s0);
-        s1 = hn::MulAdd(hn::Add(p1, r1), hn::Set(d, c1), s1);
-        float u0 = 0, u1 = 0;
-        for (; k < end; ++k) u0 += a[k] * w0[k], u1 += a[k] * w1[k];
-        t0 += u0 * c0, t1 += u1 * c1;
-      }
-      const float v[2] = {hn::GetLane(hn::SumOfLanes(d, s0)) + t0,
-                          hn::GetLane(hn::SumOfLanes(d, s1)) + t1};
-      for (int64_t j = 0; j < (two ? 2 : 1); ++j) {
-        if (g.c_type == spec::DType::bf16) {
-          static_cast<spec::bf16*>(g.c)[i * g.n + n + j] = spec::to_bf16(v[j]);
-        } else {
-          static_cast<float*>(g.c)[i * g.n + n + j] = v[j];
-        }
-      }
-    }
+template <class F>
+void split_rows(int64_t n, int64_t grain, int threads, F&& f) {
+  if (threads == 1) return f(0, n);
+  const int64_t parts = (n + grain - 1) / grain;
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
+    f(parts * i / t * grain, std::min(n, parts * (i + 1) / t * grain));
   }
 }
 
-const char* isa() { return hwy::TargetName(HWY_TARGET); }
+void dots(const spec::Fp8GemmArgs& g, int64_t kp, int threads) {
+  Shared& s = shared();
+  s.wide.reserve_discard(g.m * kp);
+  fp8_dots_order_codes_cpu_avx512bf16(g.qa, g.m, g.k, kp, s.wide.data());
+  const spec::bf16* a = s.wide.data();
+  split_rows(g.n, 1, threads, [&](int64_t n0, int64_t n1) {
+    thread_local Buffer<float> scratch;
+    scratch.reserve_discard(g.m * kp / spec::kFp8Block);
+    Fp8Dots d;
+    d.m = g.m, d.k = g.k, d.kp = kp;
+    d.a = a, d.sa = g.sa, d.w = g.qb, d.sw = g.sb;
+    d.c = g.c, d.ldc = g.n, d.c_type = g.c_type, d.scratch = scratch.data();
+    fp8_dots_cpu_avx512bf16(d, n0, n1);
+  });
+}
+
+void gemv(const spec::Fp8GemmArgs& g, int64_t kp, int threads) {
+  Shared& s = shared();
+  s.wide.reserve_discard(g.m * kp);
+  fp8_widen_rows_avx512bf16(g.qa, g.m, g.k, kp, s.wide.data());
+  const spec::bf16* a = s.wide.data();
+  split_rows(g.n, 2, threads,
+             [&](int64_t n0, int64_t n1) { fp8_gemv_avx512bf16(g, a, kp, n0, n1); });
+}
+
+void columns(const spec::Fp8GemmArgs& g, int threads) {
+  Shared& s = shared();
+  s.wide_f32.reserve_discard(g.m * g.k);
+  const float* a = s.wide_f32.data();
+  tile_widen_cpu_simd(g.qa, DType::f8e4m3, g.m * g.k, s.wide_f32.data());
+  split_rows(g.n, 2, threads, [&](int64_t n0, int64_t n1) {
+    thread_local Buffer<float> weights;
+    weights.reserve_discard(2 * g.k);
+    fp8_columns_cpu_simd(g, a, weights.data(), n0, n1);
+  });
+}
+
+void tiles(const spec::Fp8GemmArgs& g, int threads) {
+  const TileForm form = pairs() ? TileForm::pairs : TileForm::f32;
+  const int64_t groups = (g.m + 15) / 16, blocks = spec::fp8_blocks(g.k);
+  Shared& s = shared();
+  s.packed.reserve_discard(strip_x_dwords(form, g.m, g.k));
+  s.scale.reserve_discard(blocks * groups * 16);
+  uint32_t* q = s.packed.data();
+  float* scale = s.scale.data();
+  StripX x = strip_x(form, g.m, g.k, q);
+  x.scale = scale;
+  PackArgs a;
+  a.src = g.qa, a.type = DType::f8e4m3, a.ld = g.k, a.count = g.m, a.k = g.k, a.out = q;
+  StripW w;
+  w.type = DType::f8e4m3, w.w = g.qb, w.ld = g.k, w.scale = g.sb;
+  const int64_t unit_groups = std::min(groups, kUnitGroups);
+  const int64_t lane_units = (groups + unit_groups - 1) / unit_groups;
+  const int64_t unit_rows = g.n >= 8 * threads * spec::kFp8Block ? spec::kFp8Block : 48;
+  const int64_t units = (g.n + unit_rows - 1) / unit_rows * lane_units;
+  const auto pack = [&](int64_t group) {
+    strip_pack_x(form, a, group, group + 1);
+    for (int64_t i = group * 16; i < group * 16 + 16; ++i)
+      for (int64_t b = 0; b < blocks; ++b)
+        scale[b * groups * 16 + i] = i < g.m ? g.sa[i * blocks + b] : 0.0F;
+  };
+  const auto unit = [&](int64_t i) {
+    const int64_t n0 = i / lane_units * unit_rows, n1 = std::min(g.n, n0 + unit_rows);
+    const int64_t g0 = i % lane_units * unit_groups, g1 = std::min(groups, g0 + unit_groups);
+    thread_local Buffer<float> sums;
+    const int64_t ld = (g1 - g0) * 16;
+    sums.reserve_discard((n1 - n0) * ld);
+    strip_lanes(x, g0, g1, w, n0, n1, sums.data(), ld, false);
+    StoreArgs st;
+    st.from = sums.data(), st.ld_from = ld, st.rows = n1 - n0;
+    st.lanes = std::min(g.m, g1 * 16) - g0 * 16;
+    st.c = static_cast<uint8_t*>(g.c) + (g0 * 16 * g.n + n0) * spec::dtype_bytes(g.c_type);
+    st.ldc = g.n, st.type = g.c_type;
+    tile_store_transposed(st);
+  };
+  if (threads == 1) {
+    for (int64_t i = 0; i < groups; ++i) pack(i);
+    for (int64_t i = 0; i < units; ++i) unit(i);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < groups; ++i) pack(i);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < units; ++i) unit(i);
+  }
+}
 
 }  // namespace
-}  // namespace HWY_NAMESPACE
-}  // namespace v3b::kern
-HWY_AFTER_NAMESPACE();
 
-#if HWY_ONCE
-namespace v3b::kern {
-HWY_EXPORT(widen_row);
-HWY_EXPORT(columns);
-HWY_EXPORT(isa);
+bool fp8_gemm_avx512bf16_supported() {
+  static const bool vbmi = __builtin_cpu_supports("avx512vbmi") != 0;
+  return vbmi && cpu_features().avx512_bf16;
+}
 
-std::string fp8_gemm_cpu_simd_isa() { return HWY_DYNAMIC_DISPATCH(isa)(); }
-
-void fp8_gemm_cpu_simd(const spec::Fp8GemmArgs& g) noexcept {
+void fp8_gemm(const spec::Fp8GemmArgs& g) noexcept {
   if (g.m == 0 || g.n == 0) return;
   if (g.k == 0) {
     std::memset(g.c, 0, static_cast<size_t>(g.m * g.n * spec::dtype_bytes(g.c_type)));
     return;
   }
-  thread_local Buffer<float> wide;
-  wide.reserve_discard(g.m * g.k);
-  float* af = wide.data();
-  HWY_DYNAMIC_DISPATCH(widen_row)(reinterpret_cast<const uint8_t*>(g.qa), g.m * g.k, af);
-  const int64_t strip = 64;
-#pragma omp parallel if (num_threads() > 1 && g.n * g.k >= (128 << 10))
-  {
-    thread_local Buffer<float> weights;
-    weights.reserve_discard(2 * g.k);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t n = 0; n < g.n; n += strip) {
-      HWY_DYNAMIC_DISPATCH(columns)(g, af, weights.data(), n, std::min(g.n, n + strip));
-    }
-  }
+  // Widening the codes costs about as much again as reading them.
+  const double weights = static_cast<double>(g.n) * static_cast<double>(g.k);
+  const int threads = team_for(2 * weights, 2 * weights * static_cast<double>(g.m));
+  const int64_t kp = spec::fp8_blocks(g.k) * spec::kFp8Block;
+  if (pairs() && g.m <= kFp8DotsRows) return dots(g, kp, threads);
+  if (pairs() && g.m <= kGemvRows) return gemv(g, kp, threads);
+  if (!pairs() && g.m <= kColumnRows) return columns(g, threads);
+  tiles(g, threads);
 }
 
-void fp8_dequant_weight(int64_t rows, int64_t cols, const spec::f8e4m3* codes, const float* scales,
-                        spec::DType out_type, void* out) noexcept {
-  const int64_t kb = spec::fp8_blocks(cols);
-#pragma omp parallel if (num_threads() > 1 && rows * cols >= (256 << 10))
-  {
-    thread_local Buffer<float> row;
-    row.reserve_discard(cols);
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; ++r) {
-      float* v = row.data();
-      HWY_DYNAMIC_DISPATCH(widen_row)(reinterpret_cast<const uint8_t*>(codes) + r * cols, cols, v);
-      const float* s = scales + r / spec::kFp8Block * kb;
-      for (int64_t b = 0; b < kb; ++b) {
-        const int64_t end = std::min(cols, (b + 1) * spec::kFp8Block);
-        for (int64_t c = b * spec::kFp8Block; c < end; ++c) v[c] *= s[b];
-      }
-      if (out_type == spec::DType::bf16) {
-        auto* o = static_cast<spec::bf16*>(out) + r * cols;
-        for (int64_t c = 0; c < cols; ++c) o[c] = spec::to_bf16(v[c]);
-      } else {
-        std::memcpy(static_cast<float*>(out) + r * cols, v,
-                    static_cast<size_t>(cols) * sizeof(float));
-      }
-    }
-  }
+std::string fp8_gemm_isa(const spec::Fp8GemmArgs& g) {
+  if (!pairs()) return tile_f32_isa();
+  if (g.m <= kGemvRows) return "avx512_bf16+vbmi";
+  return cpu_features().amx_bf16 ? isa_name(best_isa()) : "avx512_bf16+vbmi";
 }
 
 }  // namespace v3b::kern
-#endif  // HWY_ONCE

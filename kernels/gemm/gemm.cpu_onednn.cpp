@@ -15,7 +15,6 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
-#include "kernels/gemm/gemv.h"
 
 namespace v3b::kern {
 namespace {
@@ -246,8 +245,7 @@ constexpr double kExactFromFlop = 1e9;  // >= 2.5 ms: a new primitive costs litt
 
 int64_t cut(int64_t n) { return n <= kExactTo || n % kGrain == 0 ? n : n / kGrain * kGrain; }
 
-void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc, int threads,
-               bool may_stream) {
+void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t sc, int threads) {
   const double flop = 2.0 * static_cast<double>(g.M) * static_cast<double>(g.N) *
                       static_cast<double>(g.K) * static_cast<double>(count);
   const int64_t m = cut(g.M), n = cut(g.N), k = g.c_type == DType::f32 ? cut(g.K) : g.K;
@@ -269,24 +267,18 @@ void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t
     tail.b = at(g.b, g.trans_b ? k : k * g.ldb, g.ab_type);
     tail.accumulate = true;
   }
-  run_split(head, count, sa, sb, sc, threads, may_stream);
-  if (may_stream && count == 1 && gemv_takes(tail)) return gemv(tail);
-  run_split(tail, count, sa, sb, sc, threads, may_stream);
+  run_split(head, count, sa, sb, sc, threads);
+  run_split(tail, count, sa, sb, sc, threads);
 }
 
 }  // namespace
 
-void gemm_onednn_threads(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
-                         int64_t stride_c, int threads, bool may_stream) noexcept {
+void gemm_onednn(const GemmArgs& g) noexcept {
   try {
-    run_split(g, count, stride_a, stride_b, stride_c, threads, may_stream);
+    run_split(g, 1, 0, 0, 0, num_threads());  // the library's own choice of threads
   } catch (const std::exception& e) {
     die(g, e.what());
   }
-}
-
-void gemm_onednn(const GemmArgs& g) noexcept {
-  gemm_onednn_threads(g, 1, 0, 0, 0, num_threads(), false);  // the library's own choice of threads
 }
 
 std::string gemm_onednn_isa() {

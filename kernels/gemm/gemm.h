@@ -1,5 +1,5 @@
-// Dense matrix products of the CPU backend through oneDNN (bf16 uses AMX or AVX512_BF16 where the machine has
-// them, else oneDNN's fallback), with a primitive cache. SPEC 0.1: weights are [out, in], y = x W^T.
+// Dense matrix products of the CPU backend at the levels AVX2, AVX-512, AVX512_BF16 and AMX (kernels/core/cpu.h), and
+// oneDNN as their baseline. SPEC 0.1: weights are [out, in], y = x W^T.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -32,11 +32,10 @@ void gemm(const GemmArgs& g) noexcept;
 // Same for `count` independent problems of equal shape at element strides (batched matmul, e.g. heads).
 void gemm_batched(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
                   int64_t stride_c) noexcept;
-// The same through oneDNN alone, without the streaming kernel for few rows (gemv.h): the baseline's form.
+std::string gemm_isa(const GemmArgs& g);  // what gemm() dispatches to for this problem here
+
+// The same through oneDNN: the baseline's form, operands as they lie. It chooses its level once a process.
 void gemm_onednn(const GemmArgs& g) noexcept;
-// What gemm_batched() calls: oneDNN on `threads` threads; may_stream: remainders of few rows go through gemv.
-void gemm_onednn_threads(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
-                         int64_t stride_c, int threads, bool may_stream) noexcept;
 std::string gemm_onednn_isa();  // "oneDNN:avx512_core_bf16", what oneDNN dispatches to here
 // M varies from call to call in expert layers; shapes are bucketed inside, so a varying M builds few primitives.
 

@@ -1,208 +1,181 @@
-// See lm_head_ce.h. The products go through gemm(); the folding is Highway with its exp (1 ulp).
+// See lm_head_ce.h. Units are ranges of the vocabulary; each has states of its own, merged in order at
+// the end, so that results do not depend on the number of threads.
+//
+// Few rows: dot products on the weights as they lie (gemv.h), read bandwidth is the roof: 2*V*d bytes
+// bf16. More rows: strips of 96 weight rows against the packed rows (strip.h); the logits come with
+// rows in the lanes, so maximum, argmax and sum need no step across lanes: about 18 instructions for
+// 16 logits beside d/2 products of the same width.
 #include "kernels/gemm/lm_head_ce.h"
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstring>
 
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/team.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemv.h"
+#include "kernels/gemm/lse_state.h"
+#include "kernels/gemm/strip.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/gemm/lm_head_ce.cpu_simd.cpp"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
-// after highway.h
-#include <hwy/contrib/math/math-inl.h>
-
-#ifndef V3B_KERNELS_GEMM_LSE_STATE
-#define V3B_KERNELS_GEMM_LSE_STATE
 namespace v3b::kern {
-struct LseState {
-  float max = -std::numeric_limits<float>::infinity();
-  float sum = 0;
-  float label_logit = 0;
-  int32_t argmax = 0;
-};
-}  // namespace v3b::kern
-#endif
-
-HWY_BEFORE_NAMESPACE();
-namespace v3b::kern {
-namespace HWY_NAMESPACE {
 namespace {
-namespace hn = hwy::HWY_NAMESPACE;
-using Df = hn::ScalableTag<float>;
 
-// Folds z[0..n), columns first..first+n of the row, into the state.
-void fold(const float* HWY_RESTRICT z, int64_t n, int64_t first, int64_t label, LseState& s) {
-  const Df d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const float before = s.max;
-  auto vmax = hn::Set(d, before);
-  auto not_nan = hn::Eq(vmax, vmax);  // all true
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const auto v = hn::LoadU(d, z + i);
-    not_nan = hn::And(not_nan, hn::Eq(v, v));
-    vmax = hn::Max(vmax, v);
+using spec::DType;
+
+constexpr int64_t kStrip = 96, kLaneGroups = 16;  // logits of 96 x 256 at a time: 96 KiB of L2
+constexpr int64_t kMaxStrips = 16;                // a unit
+constexpr int64_t kPackGroups = 4;
+constexpr int64_t kDotRows = 12, kWideRows = 4;    // few, measured: gemv_takes() agrees
+constexpr int64_t kFewUnit = 512, kFewUnits = 64;  // vocabulary a unit of few rows; units wanted
+
+const std::byte* row_of(const void* p, int64_t row, int64_t d, DType t) {
+  return static_cast<const std::byte*>(p) + row * d * spec::dtype_bytes(t);
+}
+int64_t label_of(const spec::LmHeadCeArgs& a, int64_t t) {
+  return a.labels == nullptr ? spec::kIgnoreLabel : a.labels[t];
+}
+
+// The later of two neighbouring ranges into the earlier one.
+void merge(const LseState& next, LseState& s) {
+  if (next.max > s.max) {
+    s.sum = s.sum * std::exp(s.max - next.max) + next.sum;
+    s.max = next.max;
+    s.argmax = next.argmax;
+  } else if (next.max == s.max) {  // -inf too
+    s.sum += next.sum;
+  } else {
+    s.sum += next.sum * std::exp(next.max - s.max);
   }
-  bool has_nan = !hn::AllTrue(d, not_nan);
-  float m = hn::GetLane(hn::MaxOfLanes(d, vmax));
-  for (; i < n; ++i) {
-    has_nan = has_nan || z[i] != z[i];
-    m = std::max(m, z[i]);
+}
+
+struct Head {
+  const spec::LmHeadCeArgs& a;
+  int64_t unit, units, padded;  // vocabulary a unit; rows rounded up to 16
+  Buffer<float>& max;           // [units, padded]
+  Buffer<float>& sum;           // [units, padded]
+  Buffer<float>& label;         // [units, padded], 0 where the label is elsewhere
+  Buffer<int32_t>& argmax;      // [units, padded]
+
+  void start(int64_t u) const {
+    const int64_t at = u * padded;
+    std::fill_n(max.data() + at, padded, -std::numeric_limits<float>::infinity());
+    std::fill_n(sum.data() + at, padded, 0.0F);
+    std::fill_n(label.data() + at, padded, 0.0F);
+    std::fill_n(argmax.data() + at, padded, 0);
   }
-  if (label >= first && label < first + n) s.label_logit = z[label - first];
-  if (has_nan) {  // Highway's exp would turn a NaN into 0
-    s.sum = std::numeric_limits<float>::quiet_NaN();
-    return;
-  }
-  if (m > before) {
-    const auto vm = hn::Set(d, m);
-    for (i = 0; i + lanes <= n; i += lanes) {
-      const intptr_t at = hn::FindFirstTrue(d, hn::Eq(hn::LoadU(d, z + i), vm));
-      if (at >= 0) {
-        s.argmax = static_cast<int32_t>(first + i + at);
-        break;
-      }
+  void few(int64_t u, float* logits) const {
+    const int64_t v0 = u * unit, n = std::min(unit, a.V - v0);
+    GemmArgs g;
+    g.M = a.T, g.N = n, g.K = a.d;
+    g.a = a.h, g.lda = a.d;
+    g.b = row_of(a.w, v0, a.d, a.dtype), g.ldb = a.d;
+    g.c = logits, g.ldc = n;
+    g.ab_type = a.dtype;
+    gemm(g);
+    for (int64_t t = 0; t < a.T; ++t) {
+      LseState s;
+      lse_fold(logits + t * n, n, v0, label_of(a, t), s);
+      const int64_t at = u * padded + t;
+      max[at] = s.max, sum[at] = s.sum, label[at] = s.label_logit, argmax[at] = s.argmax;
     }
-    if (i + lanes > n) {
-      for (; i < n; ++i) {
-        if (z[i] == m) {
-          s.argmax = static_cast<int32_t>(first + i);
-          break;
+  }
+  void many(int64_t u, const StripX& x, float* logits) const {
+    const int64_t end = std::min(a.V, (u + 1) * unit), groups = padded / 16;
+    StripW w;
+    w.type = a.dtype, w.w = a.w, w.ld = a.d;
+    for (int64_t v = u * unit; v < end; v += kStrip) {
+      const int64_t n = std::min(kStrip, end - v);
+      for (int64_t g = 0; g < groups; g += kLaneGroups) {
+        const int64_t g1 = std::min(groups, g + kLaneGroups), ld = (g1 - g) * 16,
+                      at = u * padded + g * 16;
+        strip_lanes(x, g, g1, w, v, v + n, logits, ld, false);
+        const int64_t rest = a.T - g * 16;  // lanes without a row hold whatever was there
+        for (int64_t r = 0; r < n && rest < ld; ++r)
+          std::memset(logits + r * ld + rest, 0, static_cast<size_t>(ld - rest) * 4);
+        lse_fold_lanes(logits, ld, n, v, ld, max.data() + at, sum.data() + at, argmax.data() + at);
+        for (int64_t i = 0; i < std::min(rest, ld) && a.labels != nullptr; ++i) {
+          const int64_t y = a.labels[g * 16 + i] - v;
+          if (y >= 0 && y < n) label[at + i] = logits[y * ld + i];
         }
       }
     }
-    s.max = m;
-    s.sum *= std::exp(before - m);
   }
-  if (m == -std::numeric_limits<float>::infinity()) return;
-  const auto vm = hn::Set(d, m);
-  auto sum = hn::Zero(d);
-  for (i = 0; i + lanes <= n; i += lanes) {
-    sum = hn::Add(sum, hn::Exp(d, hn::Sub(hn::LoadU(d, z + i), vm)));
-  }
-  s.sum += hn::GetLane(hn::SumOfLanes(d, sum));
-  for (; i < n; ++i) s.sum += std::exp(z[i] - m);
-}
-
-void backward_row(const float* z, int64_t n, float lse, float scale, float* dz) {
-  const Df d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto vl = hn::Set(d, lse), vs = hn::Set(d, scale);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const auto v = hn::LoadU(d, z + i);
-    // NaN must survive: exp gives 0 for it, so put it back.
-    const auto e = hn::IfThenElse(hn::Eq(v, v), hn::Exp(d, hn::Sub(v, vl)), v);
-    hn::StoreU(hn::Mul(e, vs), d, dz + i);
-  }
-  for (; i < n; ++i) dz[i] = std::exp(z[i] - lse) * scale;
-}
-
-const char* isa() { return hwy::TargetName(HWY_TARGET); }
-
-}  // namespace
-}  // namespace HWY_NAMESPACE
-}  // namespace v3b::kern
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace v3b::kern {
-HWY_EXPORT(fold);
-HWY_EXPORT(backward_row);
-HWY_EXPORT(isa);
-
-namespace {
-
-constexpr int64_t kRows = 256;          // of h at a time
-constexpr int64_t kLogits = 512 << 10;  // floats of one block of logits: 2 MiB, near the L2 caches
-constexpr int64_t kParallelFrom = 1 << 14;  // logits; below it the team costs more
-
-int64_t label_of(const int64_t* labels, int64_t t) {
-  return labels == nullptr ? spec::kIgnoreLabel : labels[t];
-}
-
-void finish(const LseState& s, int64_t label, float* nll, float* lse, int32_t* argmax) {
-  *lse = s.max + std::log(s.sum);
-  if (nll != nullptr) *nll = label == spec::kIgnoreLabel ? 0.0F : *lse - s.label_logit;
-  if (argmax != nullptr) *argmax = s.argmax;
-}
-
-}  // namespace
-
-std::string lm_head_ce_cpu_simd_isa() { return HWY_DYNAMIC_DISPATCH(isa)(); }
-
-void cross_entropy_rows(int64_t T, int64_t V, const float* z, int64_t ldz, const int64_t* labels,
-                        float* nll, float* lse, int32_t* argmax) noexcept {
-#pragma omp parallel for schedule(static) if (T > 1 && T * V >= kParallelFrom && num_threads() > 1)
-  for (int64_t t = 0; t < T; ++t) {
+  void finish(int64_t t) const {
     LseState s;
-    const int64_t label = label_of(labels, t);
-    HWY_DYNAMIC_DISPATCH(fold)(z + t * ldz, V, 0, label, s);
-    finish(s, label, nll == nullptr ? nullptr : nll + t, lse + t,
-           argmax == nullptr ? nullptr : argmax + t);
+    for (int64_t u = 0; u < units; ++u) {
+      const int64_t at = u * padded + t;
+      merge({max[at], sum[at], 0, argmax[at]}, s);
+      s.label_logit += label[at];
+    }
+    s.finish(label_of(a, t), a.nll == nullptr ? nullptr : a.nll + t, a.lse + t,
+             a.argmax == nullptr ? nullptr : a.argmax + t);
   }
+};
+
+int64_t few_rows(DType t) {
+  return t == DType::bf16 && cpu_features().avx512_bf16 ? kDotRows : kWideRows;
 }
 
-void cross_entropy_backward_rows(int64_t T, int64_t V, const float* z, int64_t ldz,
-                                 const int64_t* labels, const float* lse, float scale, float* dz,
-                                 int64_t lddz, spec::bf16* dz_bf16) noexcept {
-#pragma omp parallel if (T > 1 && T * V >= kParallelFrom && num_threads() > 1)
-  {
-    thread_local Buffer<float> row;
-    if (dz == nullptr) row.reserve_discard(V);
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < T; ++t) {
-      float* out = dz == nullptr ? row.data() : dz + t * lddz;
-      if (labels[t] == spec::kIgnoreLabel) {
-        std::fill(out, out + V, 0.0F);
-      } else {
-        HWY_DYNAMIC_DISPATCH(backward_row)(z + t * ldz, V, lse[t], scale, out);
-        out[labels[t]] -= scale;
-      }
-      if (dz_bf16 != nullptr) convert_f32_to_bf16(out, dz_bf16 + t * V, V);
-    }
-  }
+}  // namespace
+
+std::string lm_head_ce_cpu_simd_isa(DType t) {
+  return tile_form(t, t) == TileForm::pairs ? isa_name(best_isa()) : lse_isa();
 }
 
 void lm_head_ce_cpu_simd(const spec::LmHeadCeArgs& a) noexcept {
-  thread_local Buffer<float> logits;
-  LseState states[kRows];
-  const int64_t elem = spec::dtype_bytes(a.dtype);
-  for (int64_t t0 = 0; t0 < a.T; t0 += kRows) {
-    const int64_t rows = std::min(kRows, a.T - t0);
-    const int64_t chunk = std::min(a.V, std::max<int64_t>(kLogits / rows / 64 * 64, 64));
-    logits.reserve_discard(rows * chunk);
-    std::fill(states, states + rows, LseState{});
-    for (int64_t v = 0; v < a.V; v += chunk) {
-      const int64_t n = std::min(chunk, a.V - v);
-      GemmArgs g;
-      g.M = rows, g.N = n, g.K = a.d;
-      g.a = static_cast<const uint8_t*>(a.h) + t0 * a.d * elem, g.lda = a.d;
-      g.b = static_cast<const uint8_t*>(a.w) + v * a.d * elem, g.ldb = a.d;
-      g.c = logits.data(), g.ldc = n;
-      g.ab_type = a.dtype;
-      gemm(g);
-      const float* z = logits.data();
-#pragma omp parallel for schedule(static) if (rows > 1 && rows * n >= kParallelFrom && \
-                                              num_threads() > 1)
-      for (int64_t i = 0; i < rows; ++i) {
-        HWY_DYNAMIC_DISPATCH(fold)(z + i * n, n, v, label_of(a.labels, t0 + i), states[i]);
+  thread_local Buffer<float> max, sum, label;
+  thread_local Buffer<int32_t> argmax;
+  thread_local Buffer<uint32_t> packed;
+  if (a.T == 0) return;
+  const bool few = a.T <= few_rows(a.dtype);
+  const int64_t padded = (a.T + 15) / 16 * 16, groups = padded / 16;
+  const int64_t unit = few ? std::clamp<int64_t>(a.V / kFewUnits / 8 * 8, kFewUnit, 4 * kFewUnit)
+                           : kStrip * std::clamp<int64_t>(a.V / kStrip / kFewUnits, 1, kMaxStrips);
+  const Head h{a, unit, (a.V + unit - 1) / unit, padded, max, sum, label, argmax};
+  max.reserve_discard(h.units * padded);
+  sum.reserve_discard(h.units * padded);
+  label.reserve_discard(h.units * padded);
+  argmax.reserve_discard(h.units * padded);
+  const TileForm form = tile_form(a.dtype, a.dtype);
+  StripX x;
+  if (!few) {
+    packed.reserve_discard(strip_x_dwords(form, a.T, a.d));
+    x = strip_x(form, a.T, a.d, packed.data());
+  }
+  const int64_t logits = few ? a.T * unit : kStrip * kLaneGroups * 16;
+  const double v = static_cast<double>(a.V), d = static_cast<double>(a.d),
+               t = static_cast<double>(a.T);
+  const int threads = team_for(v * d * static_cast<double>(spec::dtype_bytes(a.dtype)),
+                               2 * v * d * t + 100 * v * t);
+  uint32_t* out = packed.data();  // of the calling thread: the name is another buffer in the team
+  const int64_t packs = few ? 0 : (groups + kPackGroups - 1) / kPackGroups;
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Buffer<float> mine;
+    mine.reserve_discard(logits);
+    if (packs > 0) {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < packs; ++i) {
+        PackArgs p;
+        p.src = a.h, p.type = a.dtype, p.ld = a.d, p.count = a.T, p.k = a.d, p.out = out;
+        strip_pack_x(form, p, i * kPackGroups, std::min(groups, (i + 1) * kPackGroups));
       }
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t t = t0 + i;
-      finish(states[i], label_of(a.labels, t), a.nll == nullptr ? nullptr : a.nll + t, a.lse + t,
-             a.argmax == nullptr ? nullptr : a.argmax + t);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t u = 0; u < h.units; ++u) {
+      h.start(u);
+      if (few)
+        h.few(u, mine.data());
+      else
+        h.many(u, x, mine.data());
     }
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < a.T; ++i) h.finish(i);
   }
 }
 
 }  // namespace v3b::kern
-#endif  // HWY_ONCE

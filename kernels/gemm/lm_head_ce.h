@@ -1,5 +1,5 @@
-// Output head with cross-entropy, never holding [T, V] logits (SPEC 1.29): products of 256 rows by
-// a chunk of the vocabulary, each folded at once into a running maximum, a running sum of
+// Output head with cross-entropy, never holding [T, V] logits (SPEC 1.29): products of all rows with
+// a strip of the vocabulary, each folded at once into a running maximum, a running sum of
 // exponentials and the argmax.
 #pragma once
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace v3b::kern {
 
 // NaN logits make lse and nll NaN.
 void lm_head_ce_cpu_simd(const spec::LmHeadCeArgs& a) noexcept;
-std::string lm_head_ce_cpu_simd_isa();
+std::string lm_head_ce_cpu_simd_isa(spec::DType dtype);
 // Baseline: logits [T, V] of the caller's, by oneDNN, then cross_entropy_rows.
 void lm_head_ce_cpu_onednn(const spec::LmHeadCeArgs& a, float* logits) noexcept;
 

@@ -43,7 +43,7 @@ class MoeScratch {
 // to bf16 before the down projection, combine in fp32, one rounding of y. FP8 weights stay FP8 in
 // memory.
 void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) noexcept;
-const char* moe_experts_cpu_simd_isa() noexcept;
+const char* moe_experts_cpu_simd_isa(spec::DType x, spec::DType w) noexcept;
 // Composition of library calls: gather, oneDNN per expert, SwiGLU loop, scatter (baseline; no FP8).
 void moe_experts_cpu_onednn(const spec::MoeExpertsArgs& a, MoeScratch& scratch) noexcept;
 

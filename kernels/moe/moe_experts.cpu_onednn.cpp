@@ -40,10 +40,10 @@ void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows
              .c = s.gate.data(),
              .ldc = m,
              .ab_type = a.x_dtype};
-  gemm(g);
+  gemm_onednn(g);
   g.b = w.up;
   g.c = s.up.data();
-  gemm(g);
+  gemm_onednn(g);
 #pragma omp parallel for schedule(static) if (rows * m > 16384)
   for (int64_t i = 0; i < rows * m; ++i) {
     const float h = silu(s.gate[i]) * s.up[i];
@@ -52,7 +52,7 @@ void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows
     else
       reinterpret_cast<float*>(s.hidden.data())[i] = h;
   }
-  gemm({.M = rows,
+  gemm_onednn({.M = rows,
         .N = a.d,
         .K = m,
         .a = s.hidden.data(),

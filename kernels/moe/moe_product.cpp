@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/core/cpu.h"
 #include "kernels/gemm/fp8.h"
 #include "kernels/gemm/gemm.h"
 
@@ -9,8 +10,9 @@ namespace v3b::kern {
 namespace {
 using spec::DType;
 constexpr int64_t kWidenRows = 16;  // weight rows widened at a time
-constexpr int64_t kFp8GemvRows =
-    12;  // beyond, packing once is cheaper than widening once per six rows
+// Measured (kernels/notes/moe.md): strips pay for 16 rows whatever there are; FP8 codes are widened
+// once for six rows here and once for all there.
+constexpr int64_t kFewDot = 12, kFewFp8 = 8, kFewWide = 4;
 
 const uint8_t* at(const void* p, int64_t elements, DType t) {
   return static_cast<const uint8_t*>(p) + elements * spec::dtype_bytes(t);
@@ -25,8 +27,13 @@ MoePath moe_path(DType x, DType w) noexcept {
 }
 
 int64_t MoeProduct::scratch_bytes(int64_t max_k) const {
-  if (path == MoePath::fp8) return kFp8TileScratchBytes;
   return path == MoePath::widen ? (kWidenRows * max_k * 4 + 63) / 64 * 64 : 0;
+}
+
+int64_t MoeProduct::few_rows() const {
+  if (path == MoePath::fp8) return kFewFp8;
+  if (path == MoePath::same && x_dtype == DType::bf16 && cpu_features().avx512_bf16) return kFewDot;
+  return kFewWide;
 }
 
 void MoeProduct::run(int64_t rows, int64_t k, const void* a, const void* w, const float* scale,
@@ -49,10 +56,7 @@ void MoeProduct::run(int64_t rows, int64_t k, const void* a, const void* w, cons
     const spec::Fp8GemmArgs f{
         rows, n, k, nullptr, ones, reinterpret_cast<const spec::f8e4m3*>(b), s, DType::f32, c};
     const auto* rows_bf16 = static_cast<const spec::bf16*>(a);
-    if (rows <= kFp8GemvRows) return fp8_gemv_avx512bf16(f, rows_bf16, blocks * 128, 0, n);
-    for (int64_t j = 0; j < n; j += kFp8TileN)
-      fp8_tile_avx512bf16(f, rows_bf16, blocks * 128, j, 0, rows, scratch);
-    return;
+    return fp8_gemv_avx512bf16(f, rows_bf16, blocks * 128, 0, n);
   }
   auto* wide = static_cast<float*>(scratch);
   g.ab_type = DType::f32;

@@ -1,5 +1,5 @@
-// One-thread products of the expert kernels: some rows against a block of weight rows, for every
-// pair of input and weight type. Internal to kernels/moe.
+// One-thread products of the expert kernels for few rows: dot products with a block of weight rows as
+// they lie, for every pair of input and weight type. Internal to kernels/moe.
 #pragma once
 #include <cstdint>
 
@@ -18,7 +18,7 @@ MoePath moe_path(spec::DType x, spec::DType w) noexcept;
 struct MoeProduct {
   MoePath path = MoePath::same;
   spec::DType x_dtype, w_dtype;    // of the op
-  const float* ones = nullptr;     // fp8: [kMoeRowChunk * blocks of the longest K] ones
+  const float* ones = nullptr;     // fp8: [16 * blocks of the longest K] ones
   spec::DType row_dtype() const {  // of the input rows and the hidden rows in memory
     return path == MoePath::same  ? x_dtype
            : path == MoePath::fp8 ? spec::DType::bf16
@@ -26,14 +26,11 @@ struct MoeProduct {
   }
   int64_t row_stride(int64_t k) const { return path == MoePath::fp8 ? (k + 127) / 128 * 128 : k; }
   int64_t scratch_bytes(int64_t max_k) const;
-  // c [rows, n1-n0] = a [rows, row_stride(k)] * w[n0..n1, k]^T, one thread. rows <= kMoeRowChunk;
-  // [n0, n1) lies in one block of 128, n0 a multiple of 64 when rows > 12. scratch: 64-byte
-  // aligned, of this thread.
+  int64_t few_rows() const;  // up to here this is faster than strips (gemm/strip.h)
+  // c [rows, n1-n0] = a [rows, row_stride(k)] * w[n0..n1, k]^T, one thread. rows <= few_rows();
+  // FP8: [n0, n1) lies in one block of 128. scratch: 64-byte aligned, of this thread.
   void run(int64_t rows, int64_t k, const void* a, const void* w, const float* scale, int64_t n0,
            int64_t n1, float* c, void* scratch) const noexcept;
 };
-
-inline constexpr int64_t kMoeRowChunk =
-    256;  // gate and up blocks of 256 x 128 floats: 256 KiB, in L2
 
 }  // namespace v3b::kern

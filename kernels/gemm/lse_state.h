@@ -1,0 +1,24 @@
+// Running log-sum-exp and argmax of logits. Internal to kernels/gemm.
+#pragma once
+#include <cstdint>
+#include <limits>
+
+namespace v3b::kern {
+
+struct LseState {
+  float max = -std::numeric_limits<float>::infinity();
+  float sum = 0;  // of exp(z - max); NaN once a logit was
+  float label_logit = 0;
+  int32_t argmax = 0;
+  void finish(int64_t label, float* nll, float* lse, int32_t* best) const noexcept;
+};
+
+// Folds z[0..n), columns first..first+n of a row, into its state.
+void lse_fold(const float* z, int64_t n, int64_t first, int64_t label, LseState& s) noexcept;
+// The same of many rows as lanes: z [n, ld] holds logits first..first+n of rows 0..width (a multiple
+// of 16) innermost; max, sum, argmax [width]. Labels are the caller's.
+void lse_fold_lanes(const float* z, int64_t ld, int64_t n, int64_t first, int64_t width, float* max,
+                    float* sum, int32_t* argmax) noexcept;
+const char* lse_isa() noexcept;
+
+}  // namespace v3b::kern
