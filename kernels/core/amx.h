@@ -105,26 +105,28 @@ void dpbf16() {
 // The operand is the whole struct: GCC 12's _tile_loadconfig declares only 8 of the 64 bytes as read, and the
 // optimiser drops the stores that fill it.
 inline void configure(const Config& c) { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
-inline void release() { _tile_release(); }
+// The register's number is an immediate operand: GCC 12's intrinsics paste the text of their argument into the
+// instruction, which a template parameter is not, and do not say that they read and write memory.
+inline void release() { __asm__ volatile("tilerelease" ::: "memory"); }
 template <int T>
 inline void zero() {
-  _tile_zero(T);
+  __asm__ volatile("tilezero %%tmm%c0" ::"i"(T));
 }
 template <int T>
 inline void load(const void* p, int64_t stride) {
-  _tile_loadd(T, p, stride);
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
 }
 template <int T>
 inline void load_stream(const void* p, int64_t stride) {
-  _tile_stream_loadd(T, p, stride);
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
 }
 template <int T>
 inline void store(void* p, int64_t stride) {
-  _tile_stored(T, p, stride);
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory");
 }
 template <int C, int A, int B>
 inline void dpbf16() {
-  _tile_dpbf16ps(C, A, B);
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 #endif
 
