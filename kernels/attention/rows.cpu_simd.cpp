@@ -132,7 +132,6 @@ struct Run {
   int64_t at, n;  // first key within the block, keys
   const uint8_t* k;
   int64_t stride;
-  Ahead ahead;  // what stands at the same place in the next block
 };
 constexpr int64_t kShortest = 16;  // keys of a page from which it is read where it lies
 constexpr int64_t kMostRuns = kKeyBlock / kShortest + 1;
@@ -142,11 +141,40 @@ int64_t runs_of(const KeySource& s, int64_t j, int64_t n, Run* runs) {
   int64_t count = 0;
   for (int64_t i = 0; i < n && count < kMostRuns; ++count) {
     const int64_t left = s.table ? s.page - (j + i) % s.page : n - i, len = std::min(left, n - i);
-    runs[count] = {i, len, s.k1 + key_row(s, j + i) * s.k1_stride, s.k1_stride, {}};
+    runs[count] = {i, len, s.k1 + key_row(s, j + i) * s.k1_stride, s.k1_stride};
     i += len;
   }
   return count;
 }
+
+// The rows of the next block in portions for the products' prefetches.
+class NextRows {
+ public:
+  // Nothing where a row is a small part of its stride: most bytes would be others'.
+  NextRows(const RowsTask& t, int64_t j, int64_t n, int64_t key_bytes) {
+    if (n > 0 && t.keys.k1_stride <= 2 * key_bytes) count_ = runs_of(t.keys, j, n, runs_);
+    for (int64_t i = 0; i < count_; ++i) left_ += runs_[i].n * runs_[i].stride;
+    flop_ = t.R * n * (t.d_qk + t.d_v);
+  }
+  // For a product of `flop` of the block's flop(): as large a share of the bytes, as far as it lies in one piece.
+  Ahead take(int64_t flop) {
+    const int64_t total = left_;
+    if (total <= 0 || at_ >= count_) return {};
+    const Run& r = runs_[at_];
+    const int64_t rest = r.n * r.stride - done_;
+    const int64_t bytes = std::min(rest, total * flop / std::max(flop, flop_) + 64);
+    const Ahead a{r.k + done_, bytes};
+    flop_ -= flop;
+    left_ -= bytes;
+    done_ += bytes;
+    if (bytes == rest) ++at_, done_ = 0;
+    return a;
+  }
+
+ private:
+  Run runs_[kMostRuns];
+  int64_t count_ = 0, at_ = 0, done_ = 0, left_ = 0, flop_ = 0;
+};
 
 template <bool kBf16>
 void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
@@ -179,27 +207,16 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
 
   for (int64_t j = t.j0; j < end; j += kKeyBlock) {
     const int64_t n = std::min(kKeyBlock, end - j), n_next = std::min(kKeyBlock, end - j - n);
-    Run runs[kMostRuns], next[kMostRuns];
+    Run runs[kMostRuns];
     int64_t count = 1;
     if (in_place) {
       count = runs_of(t.keys, j, n, runs);
     } else {
       fetch_keys<kBf16>(t.keys, j, n, w.k.data(), key_bytes, kn.read_record);
-      runs[0] = {0, n, w.k.data(), key_bytes, {}};
+      runs[0] = {0, n, w.k.data(), key_bytes};
     }
-    // The next block's rows come while this one's scores are computed. Only whole rows of a long stretch: where a row
-    // is a small part of its stride most bytes would be others'.
-    if (t.keys.k1_stride <= 2 * key_bytes && n_next > 0) {
-      const int64_t stretches = runs_of(t.keys, j + n, n_next, next);
-      if (!in_place && t.keys.page % 2 == 0 && stretches > 1 && stretches < kMostRuns) {  // one part of the copy for each
-        for (count = 0; count < stretches && next[count].at < n; ++count)
-          runs[count] = {next[count].at, 0, w.k.data() + next[count].at * key_bytes, key_bytes, {}};
-        for (int64_t i = 0; i < count; ++i)
-          runs[i].n = (i + 1 < count ? runs[i + 1].at : n) - runs[i].at;
-      }
-      for (int64_t i = 0; i < std::min(count, stretches); ++i)
-        runs[i].ahead = {next[i].k, next[i].n * next[i].stride};
-    }
+    // The next block's rows come while this one's products run, each with its share.
+    NextRows next(t, j + n, n_next, key_bytes);
 
     const int64_t kv = padded((n + per - 1) / per);  // panels of V are this long
     if (kn.pack_values) {
@@ -239,17 +256,19 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
       const int64_t np =
           std::min(n, t.lim0 + (p + here - 1) / t.inner - j);  // seen by some row of the panel
       if (np <= 0) continue;
-      for (int64_t i = 0; i < count && runs[i].at < np; ++i)
-        kn.tile(std::min(runs[i].n, np - runs[i].at), runs[i].k, runs[i].stride, 4,
-                w.q.data() + p * kq, nv, kq, w.s.data() + runs[i].at * width, width, nullptr,
-                p == 0 ? runs[i].ahead : Ahead{});
+      for (int64_t i = 0; i < count && runs[i].at < np; ++i) {
+        const int64_t keys = std::min(runs[i].n, np - runs[i].at);
+        kn.tile(keys, runs[i].k, runs[i].stride, 4, w.q.data() + p * kq, nv, kq,
+                w.s.data() + runs[i].at * width, width, nullptr, next.take(here * keys * t.d_qk));
+      }
       kn.softmax(np, width, scale_log2, masked ? w.visible.data() + p : nullptr, w.s.data(),
                  w.pairs.data(), w.m.data() + p, w.l.data() + p, w.alpha.data() + p);
       const void* P = kBf16 ? static_cast<const void*>(w.pairs.data()) : w.s.data();
       const int64_t a_m = kn.p_rows ? 4 * kPairRow : 4, a_k = kn.p_rows ? 4 : 4 * width;
       for (int64_t c = 0; c < dv; c += kPanel)
         kn.tile(here, P, a_m, a_k, w.v.data() + c * kv, panel_vectors(t.d_v, c),
-                padded((np + per - 1) / per), o + p * dv + c, dv, w.alpha.data() + p, {});
+                padded((np + per - 1) / per), o + p * dv + c, dv, w.alpha.data() + p,
+                next.take(here * np * std::min(kPanel, t.d_v - c)));
     }
   }
   for (int64_t r = 0; r < t.R; ++r) finish_row(t, r, o + r * dv, w.m[r], w.l[r]);
@@ -266,11 +285,19 @@ RowsKernels generic() {
 // `native`: kernels for 16 lanes of bf16 pairs, or null.
 void run(const RowsTask& t, const RowsKernels* native) {
   static thread_local Scratch w;
-  if (t.R <= kSmallRows) {
+  const bool bf16 = t.dtype == spec::DType::bf16;
+  if (bf16 && native && t.R <= kFewRows && t.d_qk <= kFewDims && t.keys.v && !t.keys.table &&
+      t.keys.d2 == 0) {
+    const int64_t ldo = (t.d_v + 31) / 32 * 32;
+    w.o.reserve_discard(kFewRows * ldo);
+    float m[kFewRows], l[kFewRows];
+    rows_few_avx512bf16(t, w.o.data(), ldo, m, l);
+    for (int64_t r = 0; r < t.R; ++r) finish_row(t, r, w.o.data() + r * ldo, m[r], l[r]);
+  } else if (t.R <= kSmallRows) {
     static thread_local SmallScratch small;
     run_small(t, small,
               [&](int64_t r, const float* o, float m, float l) { finish_row(t, r, o, m, l); });
-  } else if (t.dtype == spec::DType::bf16) {
+  } else if (bf16) {
     run_rows<true>(t, native && kLanes == 16 ? *native : generic<true>(), w);
   } else {
     run_rows<false>(t, generic<false>(), w);
@@ -325,11 +352,16 @@ HWY_EXPORT(merge);
 HWY_EXPORT(fetch);
 HWY_EXPORT(target);
 
+bool rows_native(RowsKernels& kernels) noexcept {
+  const CpuFeatures& f = cpu_features();
+  if (f.avx512_bf16)
+    kernels = f.amx_bf16 ? V3B_AMX_CALL(rows_kernels_amx)() : rows_kernels_avx512bf16();
+  return f.avx512_bf16;
+}
 void rows_run(const RowsTask& t) noexcept {
   RowsKernels native{};
-  const CpuFeatures& f = cpu_features();
-  if (f.avx512_bf16) native = f.amx_bf16 ? V3B_AMX_CALL(rows_kernels_amx)() : rows_kernels_avx512bf16();
-  HWY_DYNAMIC_DISPATCH(run)(t, f.avx512_bf16 ? &native : nullptr);
+  const bool any = rows_native(native);
+  HWY_DYNAMIC_DISPATCH(run)(t, any ? &native : nullptr);
 }
 void rows_fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, void* dst,
                 int64_t row_bytes) noexcept {

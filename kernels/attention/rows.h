@@ -82,6 +82,9 @@ struct RowsKernels {
                      int64_t width);
   // FP8 records -> rows of bf16 (SPEC 1.9; results below 2^-126 are 0); null: generic.
   void (*read_record)(const uint8_t* record, int64_t d_c, int64_t d_r, uint8_t* out);
+  // c [n][width] f32, of which `lanes` lanes count -> bf16 out[lane][0, n); null: generic.
+  void (*store_turned)(const float* c, int64_t n, int64_t width, int64_t lanes, uint16_t* out,
+                       int64_t ld);
   int64_t unit = 1;     // K is a multiple of this many units, filled with zeros
   bool p_rows = false;  // P as rows of units: a_k = 4
 };
@@ -91,6 +94,11 @@ void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, co
                           int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale,
                           Ahead ahead) noexcept;  // 16 lanes of bf16 pairs
 RowsKernels rows_kernels_avx512bf16() noexcept;
+bool rows_native(RowsKernels& kernels) noexcept;  // those for bf16 of this machine; false: Highway's
+// Tasks of at most kFewRows rows of kFewDims elements whose keys and values are bf16 rows without a table. o [R][ldo]
+// un-normalised, ldo d_v rounded up to 32; m [R] in the log2 domain, l [R].
+constexpr int64_t kFewRows = 8, kFewDims = 1024;
+void rows_few_avx512bf16(const RowsTask& t, float* o, int64_t ldo, float* m, float* l) noexcept;
 RowsKernels rows_kernels_amx() noexcept;
 RowsKernels rows_kernels_amx_emulated() noexcept;
 

@@ -131,7 +131,8 @@ void tile(int64_t M, const void* a, int64_t a_m, int64_t, const void* b, int64_t
 }  // namespace
 
 RowsKernels V3B_AMX_ENTRY(rows_kernels_amx)() noexcept {
-  return {tile, softmax_512<true>, pack_values_512, pack_lanes_512, read_record_512, 16, true};
+  return {tile, softmax_512<true>, pack_values_512, pack_lanes_512, read_record_512,
+          store_turned_512, 16, true};
 }
 
 }  // namespace v3b::kern

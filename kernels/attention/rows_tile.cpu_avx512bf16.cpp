@@ -97,7 +97,7 @@ void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, co
 
 RowsKernels rows_kernels_avx512bf16() noexcept {
   return {rows_tile_avx512bf16, softmax_512<false>, pack_values_512, pack_lanes_512,
-          read_record_512};
+          read_record_512, store_turned_512};
 }
 
 }  // namespace v3b::kern

@@ -127,7 +127,7 @@ void softmax_512(int64_t n, int64_t width, float scale_log2, const int32_t* visi
   }
 }
 
-void pack_values_512(int64_t n, int64_t d, const uint8_t* rows, int64_t stride, int64_t first,
+[[maybe_unused]] void pack_values_512(int64_t n, int64_t d, const uint8_t* rows, int64_t stride, int64_t first,
                      int64_t K, uint32_t* dst) {
   alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                     37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
@@ -152,7 +152,7 @@ void pack_values_512(int64_t n, int64_t d, const uint8_t* rows, int64_t stride, 
   }
 }
 
-void pack_lanes_512(const uint8_t* const* rows, int64_t count, int64_t units, uint32_t* dst,
+[[maybe_unused]] void pack_lanes_512(const uint8_t* const* rows, int64_t count, int64_t units, uint32_t* dst,
                     int64_t width) {
   for (int64_t k = 0; k < units; k += 16) {
     const int64_t left = units - k;
@@ -165,6 +165,32 @@ void pack_lanes_512(const uint8_t* const* rows, int64_t count, int64_t units, ui
   }
 }
 
+// 16 rows of C and 16 lanes at a time: pairs of rows rounded together, then turned as units.
+[[maybe_unused]] void store_turned_512(const float* c, int64_t n, int64_t width, int64_t lanes,
+                                       uint16_t* out, int64_t ld) {
+  const __m512i index = interleave_index();
+  for (int64_t l = 0; l < lanes; l += 16) {
+    const int64_t count = lanes - l < 16 ? lanes - l : 16;
+    for (int64_t i = 0; i < n; i += 32) {
+      __m512i t[16];
+      const int64_t left = n - i;
+      for (int k = 0; k < 16; ++k) {
+        const float* row = c + (i + 2 * k) * width + l;
+        t[k] = _mm512_setzero_si512();
+        if (2 * k < left) {
+          const __m512 x0 = _mm512_loadu_ps(row),
+                       x1 = 2 * k + 1 < left ? _mm512_loadu_ps(row + width) : _mm512_setzero_ps();
+          t[k] = _mm512_permutexvar_epi16(index, (__m512i)_mm512_cvtne2ps_pbh(x1, x0));
+        }
+      }
+      transpose16(t);
+      const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+      for (int k = 0; k < 16; ++k)
+        if (k < count) _mm512_mask_storeu_epi16(out + (l + k) * ld + i, mask, t[k]);
+    }
+  }
+}
+
 // Bits of a code moved to a float's place: the value times 2^-120 (exact, subnormals too).
 inline __m512 widen_e4m3(const uint8_t* p) {
   const __m512i x = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -172,7 +198,7 @@ inline __m512 widen_e4m3(const uint8_t* p) {
       _mm512_slli_epi32(x, 20), _mm512_set1_epi32(static_cast<int32_t>(0x87f00000u))));
 }
 
-void read_record_512(const uint8_t* rec, int64_t d_c, int64_t d_r, uint8_t* out) {
+[[maybe_unused]] void read_record_512(const uint8_t* rec, int64_t d_c, int64_t d_r, uint8_t* out) {
   const __m512 up = _mm512_set1_ps(0x1p120f);
   const __m256i seven = _mm256_set1_epi8(0x7f);
   const int64_t tiles = (d_c + 127) / 128;
