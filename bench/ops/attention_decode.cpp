@@ -194,10 +194,12 @@ struct AttentionDecode {
   }
   static std::vector<Impl<AttentionDecode>> impls() {
     std::vector<Impl<AttentionDecode>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
+    v.push_back({"cpu_simd", supported,
+                 [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_decode_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
-                 }, false, kAttentionLevels});
+                 },
+                 false, kAttentionLevels});
     v.push_back(cuda_impl<AttentionDecode>(
         "cuda_mma", mma_supported,
         on_device(kern::attention_decode_cuda_mma, kern::attention_decode_cuda_mma_scratch_bytes)));

@@ -161,8 +161,8 @@ struct MlaPrefill {
   // Ours: the product on the attention kernels' own tiles, nothing of oneDNN.
   static void expand_cpu_simd(Data& d, void* kv) {
     const Shape& s = d.shape;
-    kern::mla_expand_cpu_simd({s.s0 + s.T, s.n_h * (s.d_n + s.d_v), s.d_c, s.dtype, d.c.data(),
-                               d.w_kvb.data(), kv});
+    kern::mla_expand_cpu_simd(
+        {s.s0 + s.T, s.n_h * (s.d_n + s.d_v), s.d_c, s.dtype, d.c.data(), d.w_kvb.data(), kv});
   }
   static void expand_library(Data& d, void* kv) { kern::gemm(d.kv_b(kv)); }
   using Core = void (*)(const spec::MlaPrefillArgs&) noexcept;
@@ -204,16 +204,20 @@ struct MlaPrefill {
   }
   static std::vector<Impl<MlaPrefill>> impls() {
     std::vector<Impl<MlaPrefill>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
+    v.push_back({"cpu_simd", supported,
+                 [](Data& d) {
                    return with_kv_b(d, expand_cpu_simd, kern::mla_prefill_cpu_simd,
                                     kern::attention_cpu_simd_isa(d.shape.dtype));
-                 }, false, kAttentionLevels});
+                 },
+                 false, kAttentionLevels});
     v.push_back(
         cuda_impl<MlaPrefill>("cuda_mma", mma_supported, on_device(kern::mla_prefill_cuda_mma)));
     v.push_back(
         cuda_impl<MlaPrefill>("cuda_simt", simt_supported, on_device(kern::mla_prefill_cuda_simt)));
     v.push_back({"cpu_onednn", supported,
-                 [](Data& d) { return with_kv_b(d, expand_library, kern::mla_prefill_cpu_onednn, "oneDNN"); },
+                 [](Data& d) {
+                   return with_kv_b(d, expand_library, kern::mla_prefill_cpu_onednn, "oneDNN");
+                 },
                  true});
     v.push_back({"cpu_eigen", supported,
                  [](Data& d) {

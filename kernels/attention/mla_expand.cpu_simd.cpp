@@ -46,7 +46,8 @@ void expand(const MlaExpandArgs& a, const RowsKernels& kn) {
   static thread_local Buffer<uint32_t> packed;
   packed.reserve_discard((a.tokens + kPanel) * K);
   uint32_t* const x = packed.data();
-  const int64_t panels = (a.tokens + kPanel - 1) / kPanel, blocks = (a.outputs + kOutputs - 1) / kOutputs;
+  const int64_t panels = (a.tokens + kPanel - 1) / kPanel,
+                blocks = (a.outputs + kOutputs - 1) / kOutputs;
   const double m = static_cast<double>(a.tokens), n = static_cast<double>(a.outputs),
                k = static_cast<double>(a.d_c);
   const int threads = team_for(static_cast<double>(e) * (m * k + n * k + m * n), 2 * m * n * k);
@@ -84,8 +85,8 @@ void expand(const MlaExpandArgs& a, const RowsKernels& kn) {
                 {ahead + p * next, next});
         const int64_t at = p * kPanel * a.outputs + n0;
         if (kBf16 && kn.store_turned)
-          kn.store_turned(sums.data(), outputs, width, tokens,
-                          static_cast<uint16_t*>(a.out) + at, a.outputs);
+          kn.store_turned(sums.data(), outputs, width, tokens, static_cast<uint16_t*>(a.out) + at,
+                          a.outputs);
         else if (kBf16)
           store_turned(sums.data(), outputs, width, tokens, static_cast<uint16_t*>(a.out) + at,
                        a.outputs);

@@ -235,7 +235,8 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
       const uint8_t* keys = w.k.data();
       if (t.keys.v)
         pack_values<kBf16>(
-            n, t.d_v, [&](int64_t i) { return t.keys.v + key_row(t.keys, j + i) * t.keys.v_stride; },
+            n, t.d_v,
+            [&](int64_t i) { return t.keys.v + key_row(t.keys, j + i) * t.keys.v_stride; },
             w.v.data());
       else if (in_place)
         pack_values<kBf16>(

@@ -24,7 +24,7 @@ constexpr int64_t kKeyBlock = 128;  // keys taken at once: scores of 64 rows are
 struct KeySource {
   const uint8_t* k1 = nullptr;  // first d1 elements of the key
   const uint8_t* k2 = nullptr;  // the other d2 (MLA's shared rope key), or null with d2 = 0
-  const uint8_t* v = nullptr;   // rows without a table; null: V is the first d_v elements of the key
+  const uint8_t* v = nullptr;  // rows without a table; null: V is the first d_v elements of the key
   int64_t k1_stride = 0, k2_stride = 0, v_stride = 0;  // bytes between rows
   int64_t d1 = 0, d2 = 0;
   const int32_t* table = nullptr;
@@ -94,7 +94,8 @@ void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, co
                           int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale,
                           Ahead ahead) noexcept;  // 16 lanes of bf16 pairs
 RowsKernels rows_kernels_avx512bf16() noexcept;
-bool rows_native(RowsKernels& kernels) noexcept;  // those for bf16 of this machine; false: Highway's
+bool rows_native(
+    RowsKernels& kernels) noexcept;  // those for bf16 of this machine; false: Highway's
 // Tasks of at most kFewRows rows of kFewDims elements whose keys and values are bf16 rows without a table. o [R][ldo]
 // un-normalised, ldo d_v rounded up to 32; m [R] in the log2 domain, l [R].
 constexpr int64_t kFewRows = 8, kFewDims = 1024;

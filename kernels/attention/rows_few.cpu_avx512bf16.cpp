@@ -18,6 +18,12 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // keys
 
+// The next block's line. One or two rows stream as fast as the memory goes, and the hardware's prefetch does better.
+template <int R>
+inline void fetch_later(const uint8_t* p) {
+  if constexpr (R > 2) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
+}
+
 // v[i] -> lane i of the result: the sum of v[i]'s lanes.
 inline __m512 sums16(const __m512* v) {
   __m512 a[8], b[4], c[2];
@@ -52,19 +58,37 @@ void scores(int64_t n, const uint8_t* k, int64_t stride, int64_t d, const uint16
     __m512 acc[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
-    for (int64_t c = 0; c < d; c += 32) {
-      const __mmask32 mask = d - c >= 32 ? ~__mmask32{0} : (__mmask32{1} << (d - c)) - 1;
-      __m512bh vq[R];
+    const auto step = [&](int i, int64_t c, __mmask32 mask, const __m512bh* vq)
+        __attribute__((always_inline)) {
+      const uint8_t* at = row[i] + 2 * c;
+      fetch_later<R>(at + ahead);
+      const __m512bh vk = (__m512bh)_mm512_maskz_loadu_epi16(mask, at);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        acc[r * kKeys + i] = _mm512_dpbf16_ps(acc[r * kKeys + i], vk, vq[r]);
+    };
+    const auto queries = [&](int64_t c, __m512bh * vq) __attribute__((always_inline)) {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) vq[r] = (__m512bh)_mm512_loadu_si512(q + r * dp + c);
+    };
+    const auto mask_at = [&](int64_t c) __attribute__((always_inline)) {
+      return d - c >= 32 ? ~__mmask32{0} : (__mmask32{1} << (d - c)) - 1;
+    };
+    // One or two rows: key after key, in the order of memory (16 keys side by side cost a third of the bandwidth).
+    if constexpr (R <= 2) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kKeys; ++i) {
-        const uint8_t* at = row[i] + 2 * c;
-        _mm_prefetch(reinterpret_cast<const char*>(at + ahead), _MM_HINT_T1);
-        const __m512bh vk = (__m512bh)_mm512_maskz_loadu_epi16(mask, at);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-          acc[r * kKeys + i] = _mm512_dpbf16_ps(acc[r * kKeys + i], vk, vq[r]);
+      for (int i = 0; i < kKeys; ++i)
+        for (int64_t c = 0; c < d; c += 32) {
+          __m512bh vq[R];
+          queries(c, vq);
+          step(i, c, mask_at(c), vq);
+        }
+    } else {
+      for (int64_t c = 0; c < d; c += 32) {
+        __m512bh vq[R];
+        queries(c, vq);
+#pragma GCC unroll 16
+        for (int i = 0; i < kKeys; ++i) step(i, c, mask_at(c), vq);
       }
     }
     const __m512 sum = sums16(acc);
@@ -118,8 +142,7 @@ int64_t values(int64_t n, const uint8_t* v, int64_t stride, int64_t c, int64_t d
   alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                     37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                     11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kLow),
-                high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (; C == 1 ? c < d : c + 32 * C <= d; c += 32 * C) {
     const __mmask32 mask = d - c >= 32 ? ~__mmask32{0} : (__mmask32{1} << (d - c)) - 1;
     __m512 acc[R][2 * C];
@@ -127,8 +150,8 @@ int64_t values(int64_t n, const uint8_t* v, int64_t stride, int64_t c, int64_t d
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int i = 0; i < 2 * C; ++i)
-        acc[r][i] = _mm512_mul_ps(_mm512_set1_ps(factor[r]),
-                                  _mm512_loadu_ps(o + r * ldo + c + 16 * i));
+        acc[r][i] =
+            _mm512_mul_ps(_mm512_set1_ps(factor[r]), _mm512_loadu_ps(o + r * ldo + c + 16 * i));
     }
     const uint8_t* row = v + 2 * c;
     for (int64_t j = 0; j < n; j += 2, row += 2 * stride) {
@@ -137,11 +160,10 @@ int64_t values(int64_t n, const uint8_t* v, int64_t stride, int64_t c, int64_t d
 #pragma GCC unroll 4
       for (int i = 0; i < C; ++i) {
         const uint8_t *r0 = row + 64 * i, *r1 = r0 + (two ? stride : 0);
-        _mm_prefetch(reinterpret_cast<const char*>(r0 + ahead), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(r1 + ahead), _MM_HINT_T1);
+        fetch_later<R>(r0 + ahead);
+        fetch_later<R>(r1 + ahead);
         const __m512i x = _mm512_maskz_loadu_epi16(C == 1 ? mask : ~__mmask32{0}, r0);
-        const __m512i y =
-            _mm512_maskz_loadu_epi16(!two ? 0 : C == 1 ? mask : ~__mmask32{0}, r1);
+        const __m512i y = _mm512_maskz_loadu_epi16(!two ? 0 : C == 1 ? mask : ~__mmask32{0}, r1);
         b[2 * i] = _mm512_permutex2var_epi16(x, low, y);
         b[2 * i + 1] = _mm512_permutex2var_epi16(x, high, y);
       }
@@ -151,8 +173,7 @@ int64_t values(int64_t n, const uint8_t* v, int64_t stride, int64_t c, int64_t d
         std::memcpy(&pair, p + r * kBlock + j, 4);
         const __m512bh vp = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 8
-        for (int i = 0; i < 2 * C; ++i)
-          acc[r][i] = _mm512_dpbf16_ps(acc[r][i], vp, (__m512bh)b[i]);
+        for (int i = 0; i < 2 * C; ++i) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], vp, (__m512bh)b[i]);
       }
     }
 #pragma GCC unroll 4
@@ -177,8 +198,10 @@ void some_rows(const RowsTask& t, int64_t r0, int64_t j, int64_t n, int64_t next
       static_cast<float>(static_cast<double>(t.scale) * 1.44269504088896340736);
   for (int r = 0; r < R; ++r) {
     const int64_t sees = t.lim0 + (r0 + r) / t.inner - j;
-    factor[r] = softmax_row(sees < 0 ? 0 : sees < n ? sees : n, scale_log2, s + r * kBlock,
-                            p + r * kBlock, m[r], l[r]);
+    factor[r] = softmax_row(sees < 0   ? 0
+                            : sees < n ? sees
+                                       : n,
+                            scale_log2, s + r * kBlock, p + r * kBlock, m[r], l[r]);
   }
   constexpr int C = R <= 2 ? 4 : 2;
   int64_t c = values<R, C>(n, v, vs, 0, t.d_v, p, factor, o, ldo, next * vs);
@@ -191,9 +214,10 @@ void rows_few_avx512bf16(const RowsTask& t, float* o, int64_t ldo, float* m, flo
   const int64_t dp = (t.d_qk + 31) / 32 * 32;
   std::memset(q, 0, static_cast<size_t>(t.R * dp * 2));
   for (int64_t r = 0; r < t.R; ++r) {
-    std::memcpy(q + r * dp,
-                static_cast<const uint16_t*>(t.q) + r / t.inner * t.q_outer + r % t.inner * t.q_inner,
-                static_cast<size_t>(2 * t.d_qk));
+    std::memcpy(
+        q + r * dp,
+        static_cast<const uint16_t*>(t.q) + r / t.inner * t.q_outer + r % t.inner * t.q_inner,
+        static_cast<size_t>(2 * t.d_qk));
     m[r] = -__builtin_inff();
     l[r] = 0;
     std::memset(o + r * ldo, 0, static_cast<size_t>(4 * ldo));

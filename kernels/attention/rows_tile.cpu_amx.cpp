@@ -12,12 +12,11 @@
 // 2.5 GHz a core: behind the arithmetic as long as it is fetched ahead, which the scores' loop does.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include "kernels/core/amx.h"
-
 #include <immintrin.h>
 
 #include "kernels/attention/rows.h"
 #include "kernels/attention/rows_vec512-inl.h"
+#include "kernels/core/amx.h"
 
 namespace v3b::kern {
 namespace {
@@ -131,8 +130,14 @@ void tile(int64_t M, const void* a, int64_t a_m, int64_t, const void* b, int64_t
 }  // namespace
 
 RowsKernels V3B_AMX_ENTRY(rows_kernels_amx)() noexcept {
-  return {tile, softmax_512<true>, pack_values_512, pack_lanes_512, read_record_512,
-          store_turned_512, 16, true};
+  return {tile,
+          softmax_512<true>,
+          pack_values_512,
+          pack_lanes_512,
+          read_record_512,
+          store_turned_512,
+          16,
+          true};
 }
 
 }  // namespace v3b::kern

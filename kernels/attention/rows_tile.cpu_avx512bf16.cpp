@@ -68,10 +68,12 @@ void panel(int64_t M, const char* a, int64_t a_m, int64_t a_k, const char* b, in
   int64_t m = 0;
   // Without anything to fetch: the line of B that is read anyway.
   const int64_t rest = M % MR, rounds = (M / MR + rest / 4 + rest % 4 / 2 + rest % 2) * K;
-  Walk w{ahead.p ? static_cast<const char*>(ahead.p) : b, rounds > 0 ? (ahead.bytes + rounds - 1) / rounds : 0};
+  Walk w{ahead.p ? static_cast<const char*>(ahead.p) : b,
+         rounds > 0 ? (ahead.bytes + rounds - 1) / rounds : 0};
   const auto at = [&](int64_t i) { return a + i * a_m; };
   const auto scale_at = [&](int64_t i) { return cs ? cs + i : nullptr; };
-  for (; m + MR <= M; m += MR) tile<MR, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
+  for (; m + MR <= M; m += MR)
+    tile<MR, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
   for (; m + 4 <= M; m += 4) tile<4, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
   for (; m + 2 <= M; m += 2) tile<2, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
   for (; m < M; ++m) tile<1, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
@@ -96,8 +98,8 @@ void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, co
 }
 
 RowsKernels rows_kernels_avx512bf16() noexcept {
-  return {rows_tile_avx512bf16, softmax_512<false>, pack_values_512, pack_lanes_512,
-          read_record_512, store_turned_512};
+  return {rows_tile_avx512bf16, softmax_512<false>, pack_values_512,
+          pack_lanes_512,       read_record_512,    store_turned_512};
 }
 
 }  // namespace v3b::kern

@@ -83,21 +83,22 @@ void softmax_512(int64_t n, int64_t width, float scale_log2, const int32_t* visi
         _mm512_mask_storeu_ps(s + j * width, hidden, minus_inf);
       }
     }
-    __m512 top[4] = {minus_inf, minus_inf, minus_inf, minus_inf};  // may lose a NaN; the sum keeps it
+    __m512 top[4] = {minus_inf, minus_inf, minus_inf,
+                     minus_inf};  // may lose a NaN; the sum keeps it
     int64_t j = 0;
     for (; j + 4 <= n; j += 4)
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) top[i] = _mm512_max_ps(_mm512_loadu_ps(s + (j + i) * width), top[i]);
+      for (int i = 0; i < 4; ++i)
+        top[i] = _mm512_max_ps(_mm512_loadu_ps(s + (j + i) * width), top[i]);
     for (; j < n; ++j) top[0] = _mm512_max_ps(_mm512_loadu_ps(s + j * width), top[0]);
     const __m512 highest = _mm512_mul_ps(
         _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3])), c);
     const __m512 old = _mm512_loadu_ps(m + v);
-    const __mmask16 grows = _mm512_cmp_ps_mask(
-        highest, _mm512_add_ps(old, _mm512_set1_ps(kSlack)), _CMP_GT_OQ);
+    const __mmask16 grows =
+        _mm512_cmp_ps_mask(highest, _mm512_add_ps(old, _mm512_set1_ps(kSlack)), _CMP_GT_OQ);
     const __m512 now = _mm512_mask_mov_ps(old, grows, highest);
     // Nothing visible yet: any finite base.
-    const __m512 base =
-        _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(now, minus_inf, _CMP_NEQ_UQ), now);
+    const __m512 base = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(now, minus_inf, _CMP_NEQ_UQ), now);
     const __m512 a = exp2_512(_mm512_sub_ps(old, base));
     __m512 sum0 = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
     const auto p_at = [&](int64_t i) __attribute__((always_inline)) {
@@ -115,8 +116,7 @@ void softmax_512(int64_t n, int64_t width, float scale_log2, const int32_t* visi
         for (int i = 0; i < 16; ++i)
           t[i] = j0 + 2 * i < n ? pair_at(j0 + 2 * i) : _mm512_setzero_si512();
         transpose16(t);
-        for (int i = 0; i < 16; ++i)
-          _mm512_storeu_si512(P + (v + i) * kPairRow + j0 / 2, t[i]);
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(P + (v + i) * kPairRow + j0 / 2, t[i]);
       }
     } else {
       for (j = 0; j < n; j += 2) _mm512_storeu_si512(P + j / 2 * width + v, pair_at(j));
@@ -127,13 +127,12 @@ void softmax_512(int64_t n, int64_t width, float scale_log2, const int32_t* visi
   }
 }
 
-[[maybe_unused]] void pack_values_512(int64_t n, int64_t d, const uint8_t* rows, int64_t stride, int64_t first,
-                     int64_t K, uint32_t* dst) {
+[[maybe_unused]] void pack_values_512(int64_t n, int64_t d, const uint8_t* rows, int64_t stride,
+                                      int64_t first, int64_t K, uint32_t* dst) {
   alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                     37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                     11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kLow),
-                high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int64_t p = 0; p < d; p += 64) {
     const int64_t vectors = (d - p + 15) / 16 < 4 ? (d - p + 15) / 16 : 4, width = 16 * vectors;
     for (int64_t c = p; c < p + width; c += 32) {
@@ -152,8 +151,8 @@ void softmax_512(int64_t n, int64_t width, float scale_log2, const int32_t* visi
   }
 }
 
-[[maybe_unused]] void pack_lanes_512(const uint8_t* const* rows, int64_t count, int64_t units, uint32_t* dst,
-                    int64_t width) {
+[[maybe_unused]] void pack_lanes_512(const uint8_t* const* rows, int64_t count, int64_t units,
+                                     uint32_t* dst, int64_t width) {
   for (int64_t k = 0; k < units; k += 16) {
     const int64_t left = units - k;
     const __mmask16 mask = left >= 16 ? __mmask16{0xffff} : static_cast<__mmask16>((1 << left) - 1);
@@ -220,8 +219,8 @@ inline __m512 widen_e4m3(const uint8_t* p) {
       const __m512 x0 = _mm512_mul_ps(_mm512_mul_ps(widen_e4m3(codes), up), vs);
       const __m512 x1 = _mm512_mul_ps(_mm512_mul_ps(widen_e4m3(codes + 16), up), vs);
       __m512i y = (__m512i)_mm512_cvtne2ps_pbh(x1, x0);
-      const __m256i magnitude = _mm256_and_si256(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), seven);
+      const __m256i magnitude =
+          _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), seven);
       y = _mm512_mask_mov_epi16(y, _mm256_cmpeq_epi8_mask(magnitude, seven),
                                 _mm512_set1_epi16(0x7fc0));
       const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
