@@ -60,6 +60,10 @@ inline Tolerance prefill_tolerance(spec::DType dtype, const std::string& output)
   return {.rel_fro = kAttentionBf16, .abs_rms = 5e-3, .rel = 2.01 / 128, .abs = 6e-3};
 }
 
+// What the CPU kernels of attention (kernels/attention/rows.h) are written for.
+inline const std::vector<kern::Isa> kAttentionLevels = {kern::Isa::avx2, kern::Isa::avx512,
+                                                        kern::Isa::avx512_bf16, kern::Isa::amx};
+
 // Shapes that the kernels take: positive dimensions, f32 or bf16.
 inline Support attention_support(spec::DType dtype, std::initializer_list<int64_t> dims,
                                  int64_t n_h = 1, int64_t n_kv = 1) {

@@ -125,6 +125,11 @@ struct AttentionDecode {
     c.push_back({{.s = 4096, .n_h = 128, .n_kv = 128}, Size::standard});
     c.push_back({{.s = 4096, .n_h = 128, .n_kv = 8}, Size::standard});
     c.push_back({{.B = 8, .s = 4096, .min_s = 512, .n_h = 32, .n_kv = 8}, Size::standard});
+    for (const int64_t s : {1024, 16384}) {
+      c.push_back({{.s = s, .n_h = 16, .n_kv = 16}, Size::standard});
+      c.push_back({{.s = s, .n_h = 32, .n_kv = 8}, Size::standard});
+    }
+    c.push_back({{.s = 32768, .n_h = 16, .n_kv = 16}, Size::full});
     c.push_back({{.s = 32768, .n_h = 32, .n_kv = 8}, Size::full});
     c.push_back({{.s = 32768, .n_h = 128, .n_kv = 1}, Size::full});
     c.push_back({{.s = 4096, .n_h = 32, .n_kv = 8, .dtype = f32}, Size::full});
@@ -189,10 +194,12 @@ struct AttentionDecode {
   }
   static std::vector<Impl<AttentionDecode>> impls() {
     std::vector<Impl<AttentionDecode>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
+    v.push_back({"cpu_simd", supported,
+                 [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_decode_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
-                 }});
+                 },
+                 false, kAttentionLevels});
     v.push_back(cuda_impl<AttentionDecode>(
         "cuda_mma", mma_supported,
         on_device(kern::attention_decode_cuda_mma, kern::attention_decode_cuda_mma_scratch_bytes)));

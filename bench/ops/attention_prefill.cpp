@@ -157,10 +157,12 @@ struct AttentionPrefill {
 
   static std::vector<Impl<AttentionPrefill>> impls() {
     std::vector<Impl<AttentionPrefill>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
+    v.push_back({"cpu_simd", supported,
+                 [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_prefill_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
-                 }});
+                 },
+                 false, kAttentionLevels});
     v.push_back(cuda_impl<AttentionPrefill>("cuda_mma", mma_supported,
                                             on_device(kern::attention_prefill_cuda_mma)));
     v.push_back(cuda_impl<AttentionPrefill>("cuda_simt", simt_supported,

@@ -180,15 +180,19 @@ struct MlaDecode {
     c.push_back({{.s = 4096, .n_h = 128, .kv_format = pow2}, Size::quick});
     c.push_back({{.B = 8, .s = 2048, .min_s = 256, .s_q = 2, .n_h = 16}, Size::quick});
     for (const int64_t h : {16, 128}) {
-      for (const int64_t s : {1024, 16384, 32768})
-        c.push_back({{.s = s, .n_h = h}, s == 16384 ? Size::full : Size::standard});
+      for (const int64_t s : {1024, 2048, 8192, 16384, 32768})
+        c.push_back(
+            {{.s = s, .n_h = h},
+             s == 1024 || s == 16384 || (s == 32768 && h == 16) ? Size::standard : Size::full});
       c.push_back({{.s = 4096, .s_q = 2, .n_h = h}, Size::standard});
       c.push_back({{.B = 8, .s = 4096, .min_s = 512, .n_h = h}, Size::standard});
       c.push_back({{.B = 8, .s = 4096, .min_s = 512, .s_q = 2, .n_h = h}, Size::full});
-      c.push_back({{.s = 32768, .n_h = h, .kv_format = pow2}, Size::standard});
+      c.push_back({{.s = 16384, .n_h = h, .kv_format = pow2}, Size::standard});
+      c.push_back({{.s = 32768, .n_h = h, .kv_format = pow2}, Size::full});
       c.push_back({{.s = 4096, .n_h = h, .kv_format = free}, Size::full});
       c.push_back({{.s = 4096, .n_h = h, .dtype = f32}, Size::full});
     }
+    c.push_back({{.s = 4096, .n_h = 16, .kv_format = pow2}, Size::standard});
     c.push_back({{.s = 4096, .n_h = 16, .page = 1}, Size::full});
     for (const auto dtype : {f32, bf16}) {
       c.push_back({{.B = 3,
@@ -238,6 +242,17 @@ struct MlaDecode {
                     .dtype = dtype},
                    Size::quick,
                    true});
+      c.push_back({{.B = 2,
+                    .s = 333,
+                    .min_s = 200,
+                    .s_q = 2,
+                    .n_h = 20,
+                    .d_c = 64,
+                    .d_r = 32,
+                    .page = 32,
+                    .dtype = dtype},
+                   Size::quick,
+                   true});
       c.push_back({{.B = 1,
                     .s = 700,
                     .s_q = 3,
@@ -277,10 +292,12 @@ struct MlaDecode {
   }
   static std::vector<Impl<MlaDecode>> impls() {
     std::vector<Impl<MlaDecode>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
+    v.push_back({"cpu_simd", supported,
+                 [](Data& d) {
                    return Runner{.run = [&d] { kern::mla_decode_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(d.shape.dtype)};
-                 }});
+                 },
+                 false, kAttentionLevels});
     v.push_back(cuda_impl<MlaDecode>(
         "cuda_mma", mma_supported,
         on_device([](const spec::MlaDecodeArgs& a, void* scratch,

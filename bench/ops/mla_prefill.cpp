@@ -135,7 +135,11 @@ struct MlaPrefill {
     c.push_back({{.T = 2048, .n_h = 16}, Size::standard});
     c.push_back({{.T = 128, .s0 = 1024, .n_h = 16}, Size::standard});
     c.push_back({{.T = 512, .n_h = 16, .dtype = f32}, Size::standard});
+    c.push_back({{.T = 1024, .n_h = 16}, Size::standard});
+    c.push_back({{.T = 4096, .n_h = 16}, Size::standard});
+    c.push_back({{.T = 1024, .n_h = 128}, Size::full});
     c.push_back({{.T = 2048, .n_h = 128}, Size::full});
+    c.push_back({{.T = 4096, .n_h = 128}, Size::full});
     c.push_back(
         {{.T = 33, .s0 = 7, .n_h = 3, .d_n = 12, .d_r = 6, .d_v = 10, .d_c = 20, .dtype = f32},
          Size::quick,
@@ -154,14 +158,22 @@ struct MlaPrefill {
     return attention_support(s.dtype, {s.T, s.s0 + 1, s.n_h, s.d_n, s.d_r, s.d_v, s.d_c});
   }
 
+  // Ours: the product on the attention kernels' own tiles, nothing of oneDNN.
+  static void expand_cpu_simd(Data& d, void* kv) {
+    const Shape& s = d.shape;
+    kern::mla_expand_cpu_simd(
+        {s.s0 + s.T, s.n_h * (s.d_n + s.d_v), s.d_c, s.dtype, d.c.data(), d.w_kvb.data(), kv});
+  }
+  static void expand_library(Data& d, void* kv) { kern::gemm(d.kv_b(kv)); }
   using Core = void (*)(const spec::MlaPrefillArgs&) noexcept;
-  static Runner with_kv_b(Data& d, Core core, const std::string& isa) {
+  static Runner with_kv_b(Data& d, void (*expand)(Data&, void*), Core core,
+                          const std::string& isa) {
     const Shape& s = d.shape;
     auto kv = std::make_shared<kern::Buffer<uint8_t>>((s.s0 + s.T) * s.n_h * (s.d_n + s.d_v) *
                                                       spec::dtype_bytes(s.dtype));
     return Runner{.run =
-                      [&d, kv, core] {
-                        kern::gemm(d.kv_b(kv->data()));
+                      [&d, kv, expand, core] {
+                        expand(d, kv->data());
                         core(d.args(kv->data()));
                       },
                   .resolved_isa = isa};
@@ -192,16 +204,20 @@ struct MlaPrefill {
   }
   static std::vector<Impl<MlaPrefill>> impls() {
     std::vector<Impl<MlaPrefill>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
-                   return with_kv_b(d, kern::mla_prefill_cpu_simd,
+    v.push_back({"cpu_simd", supported,
+                 [](Data& d) {
+                   return with_kv_b(d, expand_cpu_simd, kern::mla_prefill_cpu_simd,
                                     kern::attention_cpu_simd_isa(d.shape.dtype));
-                 }});
+                 },
+                 false, kAttentionLevels});
     v.push_back(
         cuda_impl<MlaPrefill>("cuda_mma", mma_supported, on_device(kern::mla_prefill_cuda_mma)));
     v.push_back(
         cuda_impl<MlaPrefill>("cuda_simt", simt_supported, on_device(kern::mla_prefill_cuda_simt)));
     v.push_back({"cpu_onednn", supported,
-                 [](Data& d) { return with_kv_b(d, kern::mla_prefill_cpu_onednn, "oneDNN"); },
+                 [](Data& d) {
+                   return with_kv_b(d, expand_library, kern::mla_prefill_cpu_onednn, "oneDNN");
+                 },
                  true});
     v.push_back({"cpu_eigen", supported,
                  [](Data& d) {

@@ -12,6 +12,17 @@ void attention_prefill_cpu_simd(const spec::AttentionArgs& a) noexcept;
 // The same for expanded MLA, reading [k_nope | v] and k_pe where the projections left them.
 void mla_prefill_cpu_simd(const spec::MlaPrefillArgs& a) noexcept;
 
+// Keys' latents to [k_nope | v] of all heads: out [tokens, outputs] = c [tokens, d_c] w [outputs, d_c]^T, dense rows of
+// dtype (f32 or bf16), sums in fp32. FLOP 2 tokens outputs d_c; least bytes w, c, out once.
+struct MlaExpandArgs {
+  int64_t tokens, outputs, d_c;
+  spec::DType dtype;
+  const void* c;
+  const void* w;
+  void* out;
+};
+void mla_expand_cpu_simd(const MlaExpandArgs& a) noexcept;
+
 // One query a sequence. FLOP 2 n_h (d_qk + d_v) s; least bytes n_kv (d_qk + d_v) e s: bound by
 // reading for n_h / n_kv up to about 8.
 void attention_decode_cpu_simd(const spec::AttentionDecodeArgs& a) noexcept;

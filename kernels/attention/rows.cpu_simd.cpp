@@ -15,6 +15,7 @@
 #include "kernels/attention/rows_pack-inl.h"
 #include "kernels/attention/rows_small-inl.h"
 #include "kernels/attention/rows_tile-inl.h"
+#include "kernels/core/amx.h"
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
 
@@ -27,9 +28,8 @@ namespace {
 // accumulated before. visible[r] = how many of these keys row r sees. Everything in the log2
 // domain: t = S * scale_log2.
 template <bool kBf16>
-HWY_INLINE void softmax_panel(int64_t n, int64_t width, float scale_log2, const int32_t* visible,
-                              bool masked, float* S, uint32_t* pairs, float* m, float* l,
-                              float* alpha) {
+void softmax_panel(int64_t n, int64_t width, float scale_log2, const int32_t* visible, float* S,
+                   uint32_t* pairs, float* m, float* l, float* alpha) {
   const DF df;
   const DI di;
   const DU du;
@@ -37,7 +37,7 @@ HWY_INLINE void softmax_panel(int64_t n, int64_t width, float scale_log2, const 
            minus_inf = hn::Set(df, -std::numeric_limits<float>::infinity());
   for (int64_t v = 0; v < width; v += kLanes) {
     float* s = S + v;
-    if (masked) {
+    if (visible != nullptr) {
       const auto vis = hn::LoadU(di, visible + v);
       for (int64_t j = 0; j < n; ++j) {
         const auto seen = hn::RebindMask(df, hn::Lt(hn::Set(di, static_cast<int32_t>(j)), vis));
@@ -127,74 +127,181 @@ struct Scratch {
   Buffer<int32_t> visible;
 };
 
+// A stretch of a block's keys whose rows lie one after another.
+struct Run {
+  int64_t at, n;  // first key within the block, keys
+  const uint8_t* k;
+  int64_t stride;
+};
+constexpr int64_t kShortest = 16;  // keys of a page from which it is read where it lies
+constexpr int64_t kMostRuns = kKeyBlock / kShortest + 1;
+
+// Stretches of keys [j, j + n) in their memory; at most kMostRuns for pages of kShortest keys and more.
+int64_t runs_of(const KeySource& s, int64_t j, int64_t n, Run* runs) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n && count < kMostRuns; ++count) {
+    const int64_t left = s.table ? s.page - (j + i) % s.page : n - i, len = std::min(left, n - i);
+    runs[count] = {i, len, s.k1 + key_row(s, j + i) * s.k1_stride, s.k1_stride};
+    i += len;
+  }
+  return count;
+}
+
+// The rows of the next block in portions for the products' prefetches.
+class NextRows {
+ public:
+  // Nothing where a row is a small part of its stride: most bytes would be others'.
+  NextRows(const RowsTask& t, int64_t j, int64_t n, int64_t key_bytes) {
+    if (n > 0 && t.keys.k1_stride <= 2 * key_bytes) count_ = runs_of(t.keys, j, n, runs_);
+    for (int64_t i = 0; i < count_; ++i) left_ += runs_[i].n * runs_[i].stride;
+    flop_ = t.R * n * (t.d_qk + t.d_v);
+  }
+  // For a product of `flop` of the block's flop(): as large a share of the bytes, as far as it lies in one piece.
+  Ahead take(int64_t flop) {
+    const int64_t total = left_;
+    if (total <= 0 || at_ >= count_) return {};
+    const Run& r = runs_[at_];
+    const int64_t rest = r.n * r.stride - done_;
+    const int64_t bytes = std::min(rest, total * flop / std::max(flop, flop_) + 64);
+    const Ahead a{r.k + done_, bytes};
+    flop_ -= flop;
+    left_ -= bytes;
+    done_ += bytes;
+    if (bytes == rest) ++at_, done_ = 0;
+    return a;
+  }
+
+ private:
+  Run runs_[kMostRuns];
+  int64_t count_ = 0, at_ = 0, done_ = 0, left_ = 0, flop_ = 0;
+};
+
 template <bool kBf16>
-void run_rows(const RowsTask& t, TileFn tile_fn, Scratch& w) {
+void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
   constexpr int64_t per = kBf16 ? 2 : 1;  // elements of a 32-bit unit
-  const int64_t kq = (t.d_qk + per - 1) / per, key_bytes = 4 * kq;
+  const auto padded = [&](int64_t units) { return (units + kn.unit - 1) / kn.unit * kn.unit; };
+  const int64_t kq = padded((t.d_qk + per - 1) / per), key_bytes = 4 * kq;
   const int64_t rows = (t.R + kLanes - 1) / kLanes * kLanes,
                 dv = (t.d_v + kLanes - 1) / kLanes * kLanes;
   w.o.reserve_discard(rows * dv);
   w.s.reserve_discard(kKeyBlock * kPanel);
-  w.pairs.reserve_discard(kKeyBlock / 2 * kPanel);
+  w.pairs.reserve_discard(kPairRow * kPanel);
   w.q.reserve_discard(rows * kq);
   w.k.reserve_discard(kKeyBlock * key_bytes);
-  w.v.reserve_discard(kKeyBlock / per * dv);
+  w.v.reserve_discard(padded(kKeyBlock / per) * dv);
   for (auto* b : {&w.m, &w.l, &w.alpha}) b->reserve_discard(kMaxRows + kPanel);
   w.visible.reserve_discard(kMaxRows + kPanel);
   float* o = w.o.data();
   std::fill_n(o, t.R * dv, 0.0f);
   std::fill_n(w.m.data(), rows, -std::numeric_limits<float>::infinity());
   std::fill_n(w.l.data(), rows, 0.0f);
-  pack_queries<kBf16>(t, w.q.data());
+  pack_queries<kBf16>(t, kq, kn, w.q.data());
   const float scale_log2 =
       static_cast<float>(static_cast<double>(t.scale) * 1.44269504088896340736);
   const int64_t most = t.lim0 + (t.R - 1) / t.inner,
                 end = std::min(t.j1, most);  // keys that any row sees
+  // Keys whose bytes are the product's operand are read where they lie, others put together first.
+  const bool in_place = kBf16 && !t.keys.record && t.keys.d2 == 0 && t.d_qk == 2 * kq &&
+                        t.j0 % 2 == 0 &&
+                        (!t.keys.table || (t.keys.page >= kShortest && t.keys.page % 2 == 0));
 
   for (int64_t j = t.j0; j < end; j += kKeyBlock) {
-    const int64_t n = std::min(kKeyBlock, end - j);
-    fetch_keys<kBf16>(t.keys, j, n, w.k.data(), key_bytes);
-    const uint8_t* keys = w.k.data();
-    if (t.keys.v)
-      pack_values<kBf16>(
-          n, t.d_v, [&](int64_t i) { return t.keys.v + key_row(t.keys, j + i) * t.keys.v_stride; },
-          w.v.data());
-    else
-      pack_values<kBf16>(
-          n, t.d_v, [&](int64_t i) { return keys + i * key_bytes; }, w.v.data());
+    const int64_t n = std::min(kKeyBlock, end - j), n_next = std::min(kKeyBlock, end - j - n);
+    Run runs[kMostRuns];
+    int64_t count = 1;
+    if (in_place) {
+      count = runs_of(t.keys, j, n, runs);
+    } else {
+      fetch_keys<kBf16>(t.keys, j, n, w.k.data(), key_bytes, kn.read_record);
+      runs[0] = {0, n, w.k.data(), key_bytes};
+    }
+    // The next block's rows come while this one's products run, each with its share.
+    NextRows next(t, j + n, n_next, key_bytes);
+
+    const int64_t kv = padded((n + per - 1) / per);  // panels of V are this long
+    if (kn.pack_values) {
+      const auto pack = [&](const uint8_t* v, int64_t stride, int64_t at, int64_t len) {
+        kn.pack_values(len, t.d_v, v, stride, at / 2, kv, w.v.data());
+      };
+      if (!t.keys.v)
+        for (int64_t i = 0; i < count; ++i) pack(runs[i].k, runs[i].stride, runs[i].at, runs[i].n);
+      else if (!t.keys.table)
+        pack(t.keys.v + j * t.keys.v_stride, t.keys.v_stride, 0, n);
+      for (int64_t p = 0; p < dv && kv > (n + 1) / 2; p += kPanel) {
+        const int64_t width = panel_vectors(t.d_v, p) * kLanes, used = (n + 1) / 2;
+        std::fill_n(w.v.data() + p * kv + used * width, (kv - used) * width, 0u);
+      }
+    } else {
+      const uint8_t* keys = w.k.data();
+      if (t.keys.v)
+        pack_values<kBf16>(
+            n, t.d_v,
+            [&](int64_t i) { return t.keys.v + key_row(t.keys, j + i) * t.keys.v_stride; },
+            w.v.data());
+      else if (in_place)
+        pack_values<kBf16>(
+            n, t.d_v,
+            [&](int64_t i) { return t.keys.k1 + key_row(t.keys, j + i) * t.keys.k1_stride; },
+            w.v.data());
+      else
+        pack_values<kBf16>(
+            n, t.d_v, [&](int64_t i) { return keys + i * key_bytes; }, w.v.data());
+    }
     const bool masked = t.lim0 < j + n;
     for (int64_t r = 0; masked && r < rows; ++r)
       w.visible[r] = static_cast<int32_t>(std::clamp<int64_t>(t.lim0 + r / t.inner - j, 0, n));
 
-    const int64_t kv = (n + per - 1) / per;  // panels of V are this long
     for (int64_t p = 0; p < t.R; p += kPanel) {
       const int64_t nv = panel_vectors(t.R, p), width = nv * kLanes,
                     here = std::min(t.R - p, width);
       const int64_t np =
           std::min(n, t.lim0 + (p + here - 1) / t.inner - j);  // seen by some row of the panel
       if (np <= 0) continue;
-      tile_fn(np, keys, key_bytes, 4, w.q.data() + p * kq, nv, kq, w.s.data(), width, nullptr);
-      softmax_panel<kBf16>(np, width, scale_log2, w.visible.data() + p, masked, w.s.data(),
-                           w.pairs.data(), w.m.data() + p, w.l.data() + p, w.alpha.data() + p);
+      for (int64_t i = 0; i < count && runs[i].at < np; ++i) {
+        const int64_t keys = std::min(runs[i].n, np - runs[i].at);
+        kn.tile(keys, runs[i].k, runs[i].stride, 4, w.q.data() + p * kq, nv, kq,
+                w.s.data() + runs[i].at * width, width, nullptr, next.take(here * keys * t.d_qk));
+      }
+      kn.softmax(np, width, scale_log2, masked ? w.visible.data() + p : nullptr, w.s.data(),
+                 w.pairs.data(), w.m.data() + p, w.l.data() + p, w.alpha.data() + p);
       const void* P = kBf16 ? static_cast<const void*>(w.pairs.data()) : w.s.data();
+      const int64_t a_m = kn.p_rows ? 4 * kPairRow : 4, a_k = kn.p_rows ? 4 : 4 * width;
       for (int64_t c = 0; c < dv; c += kPanel)
-        tile_fn(here, P, 4, 4 * width, w.v.data() + c * kv, panel_vectors(t.d_v, c),
-                (np + per - 1) / per, o + p * dv + c, dv, w.alpha.data() + p);
+        kn.tile(here, P, a_m, a_k, w.v.data() + c * kv, panel_vectors(t.d_v, c),
+                padded((np + per - 1) / per), o + p * dv + c, dv, w.alpha.data() + p,
+                next.take(here * np * std::min(kPanel, t.d_v - c)));
     }
   }
   for (int64_t r = 0; r < t.R; ++r) finish_row(t, r, o + r * dv, w.m[r], w.l[r]);
 }
 
-void run(const RowsTask& t, bool native_bf16) {
+template <bool kBf16>
+RowsKernels generic() {
+  RowsKernels k{};
+  k.tile = tile_any<kBf16>;
+  k.softmax = softmax_panel<kBf16>;
+  return k;
+}
+
+// `native`: kernels for 16 lanes of bf16 pairs, or null.
+void run(const RowsTask& t, const RowsKernels* native) {
   static thread_local Scratch w;
-  if (t.R <= kSmallRows) {
+  const bool bf16 = t.dtype == spec::DType::bf16;
+  if (bf16 && native && t.R <= kFewRows && t.d_qk <= kFewDims && t.keys.v && !t.keys.table &&
+      t.keys.d2 == 0) {
+    const int64_t ldo = (t.d_v + 31) / 32 * 32;
+    w.o.reserve_discard(kFewRows * ldo);
+    float m[kFewRows], l[kFewRows];
+    rows_few_avx512bf16(t, w.o.data(), ldo, m, l);
+    for (int64_t r = 0; r < t.R; ++r) finish_row(t, r, w.o.data() + r * ldo, m[r], l[r]);
+  } else if (t.R <= kSmallRows) {
     static thread_local SmallScratch small;
     run_small(t, small,
               [&](int64_t r, const float* o, float m, float l) { finish_row(t, r, o, m, l); });
-  } else if (t.dtype == spec::DType::bf16) {
-    run_rows<true>(t, native_bf16 && kLanes == 16 ? rows_tile_avx512bf16 : tile_any<true>, w);
+  } else if (bf16) {
+    run_rows<true>(t, native && kLanes == 16 ? *native : generic<true>(), w);
   } else {
-    run_rows<false>(t, tile_any<false>, w);
+    run_rows<false>(t, generic<false>(), w);
   }
 }
 
@@ -228,9 +335,9 @@ void merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) {
 void fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, uint8_t* dst,
            int64_t row_bytes) {
   if (dtype == spec::DType::bf16)
-    fetch_keys<true>(s, j, n, dst, row_bytes);
+    fetch_keys<true>(s, j, n, dst, row_bytes, nullptr);
   else
-    fetch_keys<false>(s, j, n, dst, row_bytes);
+    fetch_keys<false>(s, j, n, dst, row_bytes, nullptr);
 }
 
 const char* target() { return hwy::TargetName(HWY_TARGET); }
@@ -246,8 +353,16 @@ HWY_EXPORT(merge);
 HWY_EXPORT(fetch);
 HWY_EXPORT(target);
 
+bool rows_native(RowsKernels& kernels) noexcept {
+  const CpuFeatures& f = cpu_features();
+  if (f.avx512_bf16)
+    kernels = f.amx_bf16 ? V3B_AMX_CALL(rows_kernels_amx)() : rows_kernels_avx512bf16();
+  return f.avx512_bf16;
+}
 void rows_run(const RowsTask& t) noexcept {
-  HWY_DYNAMIC_DISPATCH(run)(t, cpu_features().avx512_bf16);
+  RowsKernels native{};
+  const bool any = rows_native(native);
+  HWY_DYNAMIC_DISPATCH(run)(t, any ? &native : nullptr);
 }
 void rows_fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, void* dst,
                 int64_t row_bytes) noexcept {
@@ -257,7 +372,9 @@ void rows_merge(const RowsTask& t, int64_t parts, int64_t r0, int64_t r1) noexce
   HWY_DYNAMIC_DISPATCH(merge)(t, parts, r0, r1);
 }
 const char* rows_isa(bool bf16) noexcept {
-  return bf16 && cpu_features().avx512_bf16 ? "avx512_bf16" : HWY_DYNAMIC_DISPATCH(target)();
+  const CpuFeatures& f = cpu_features();
+  if (!bf16 || !f.avx512_bf16) return HWY_DYNAMIC_DISPATCH(target)();
+  return f.amx_emulated ? "amx_bf16 (emulated)" : f.amx_bf16 ? "amx_bf16" : "avx512_bf16";
 }
 }  // namespace v3b::kern
 #endif

@@ -18,13 +18,13 @@
 namespace v3b::kern {
 
 constexpr int64_t kMaxRows = 256;   // rows of a task: q and o tiles stay in L2
-constexpr int64_t kKeyBlock = 128;  // keys fetched at once: scores of 64 rows are 32 KiB
+constexpr int64_t kKeyBlock = 128;  // keys taken at once: scores of 64 rows are 32 KiB
 
 // Where key j lies: row index j, or table[j / page] * page + j % page.
 struct KeySource {
   const uint8_t* k1 = nullptr;  // first d1 elements of the key
   const uint8_t* k2 = nullptr;  // the other d2 (MLA's shared rope key), or null with d2 = 0
-  const uint8_t* v = nullptr;   // null: V is the first d_v elements of the key
+  const uint8_t* v = nullptr;  // rows without a table; null: V is the first d_v elements of the key
   int64_t k1_stride = 0, k2_stride = 0, v_stride = 0;  // bytes between rows
   int64_t d1 = 0, d2 = 0;
   const int32_t* table = nullptr;
@@ -53,13 +53,55 @@ struct RowsTask {
   float* part_l = nullptr;
 };
 
+// Bytes that will be read later: fetched into the cache line by line while a product runs, so that memory works
+// behind the arithmetic.
+struct Ahead {
+  const void* p = nullptr;
+  int64_t bytes = 0;
+};
+
 // C[m][n] = (c_scale ? c_scale[m] * C[m][n] : 0) + sum_k A[m][k] B[k][n] for M rows and nv vectors
 // of lanes. A: 32-bit units at byte strides a_m, a_k. B: [K][nv * lanes] units.
 using TileFn = void (*)(int64_t M, const void* a, int64_t a_m, int64_t a_k, const void* b,
-                        int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale);
+                        int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale,
+                        Ahead ahead);
+// Keys packed for one product and the panels between: what differs between instruction sets. Sizes: n keys, width
+// lanes (rows) of a panel.
+struct RowsKernels {
+  TileFn tile;
+  // Scores S [n][width] -> P: in place (f32), pairs of keys [ceil(n / 2)][width], or with p_rows [width][ldp] pairs,
+  // zeros to a multiple of 16 pairs. Updates maximum m (log2 domain) and sum l of each row; alpha: the factor for what
+  // was summed before. visible: keys that a row sees, or null for all.
+  void (*softmax)(int64_t n, int64_t width, float scale_log2, const int32_t* visible, float* S,
+                  uint32_t* P, float* m, float* l, float* alpha);
+  // Rows of d elements at `stride` bytes -> panels of V, pairs [first, first + ceil(n / 2)) of K; null: generic.
+  void (*pack_values)(int64_t n, int64_t d, const uint8_t* rows, int64_t stride, int64_t first,
+                      int64_t K, uint32_t* dst);
+  // `count` <= 16 rows of `units` pairs -> lanes of a panel [k][width], other lanes zero; null: generic.
+  void (*pack_lanes)(const uint8_t* const* rows, int64_t count, int64_t units, uint32_t* dst,
+                     int64_t width);
+  // FP8 records -> rows of bf16 (SPEC 1.9; results below 2^-126 are 0); null: generic.
+  void (*read_record)(const uint8_t* record, int64_t d_c, int64_t d_r, uint8_t* out);
+  // c [n][width] f32, of which `lanes` lanes count -> bf16 out[lane][0, n); null: generic.
+  void (*store_turned)(const float* c, int64_t n, int64_t width, int64_t lanes, uint16_t* out,
+                       int64_t ld);
+  int64_t unit = 1;     // K is a multiple of this many units, filled with zeros
+  bool p_rows = false;  // P as rows of units: a_k = 4
+};
+constexpr int64_t kPairRow = kKeyBlock / 2;  // units between the rows of P
+
 void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, const void* b,
-                          int64_t nv, int64_t K, float* c, int64_t ldc,
-                          const float* c_scale) noexcept;  // 16 lanes of bf16 pairs
+                          int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale,
+                          Ahead ahead) noexcept;  // 16 lanes of bf16 pairs
+RowsKernels rows_kernels_avx512bf16() noexcept;
+bool rows_native(
+    RowsKernels& kernels) noexcept;  // those for bf16 of this machine; false: Highway's
+// Tasks of at most kFewRows rows of kFewDims elements whose keys and values are bf16 rows without a table. o [R][ldo]
+// un-normalised, ldo d_v rounded up to 32; m [R] in the log2 domain, l [R].
+constexpr int64_t kFewRows = 8, kFewDims = 1024;
+void rows_few_avx512bf16(const RowsTask& t, float* o, int64_t ldo, float* m, float* l) noexcept;
+RowsKernels rows_kernels_amx() noexcept;
+RowsKernels rows_kernels_amx_emulated() noexcept;
 
 // Keys [j, j + n) as elements of dtype, rows at row_bytes.
 void rows_fetch(const KeySource& s, int64_t j, int64_t n, spec::DType dtype, void* dst,

@@ -85,21 +85,26 @@ HWY_INLINE void read_record(const uint8_t* rec, int64_t d_c, int64_t d_r, uint8_
   }
 }
 
-// Keys [j, j + n) -> dst rows of row_bytes (a multiple of 4; an odd bf16 tail is followed by a
-// zero).
+// Keys [j, j + n) -> dst rows of row_bytes (a multiple of 4; zeros past the key). `record`: reads FP8 records to bf16,
+// or null.
 template <bool kBf16>
-void fetch_keys(const KeySource& s, int64_t j, int64_t n, uint8_t* dst, int64_t row_bytes) {
+void fetch_keys(const KeySource& s, int64_t j, int64_t n, uint8_t* dst, int64_t row_bytes,
+                void (*record)(const uint8_t*, int64_t, int64_t, uint8_t*)) {
   constexpr int64_t e = kBf16 ? 2 : 4;
   const size_t n1 = static_cast<size_t>(s.d1 * e), n2 = static_cast<size_t>(s.d2 * e);
   for (int64_t i = 0; i < n; ++i, dst += row_bytes) {
     const int64_t row = key_row(s, j + i);
     if (s.record) {
-      read_record<kBf16>(s.k1 + row * s.k1_stride, s.d1, s.d2, dst);
+      if (kBf16 && record)
+        record(s.k1 + row * s.k1_stride, s.d1, s.d2, dst);
+      else
+        read_record<kBf16>(s.k1 + row * s.k1_stride, s.d1, s.d2, dst);
     } else {
       std::memcpy(dst, s.k1 + row * s.k1_stride, n1);
       if (n2) std::memcpy(dst + n1, s.k2 + row * s.k2_stride, n2);
     }
-    if (const int64_t used = (s.d1 + s.d2) * e; used < row_bytes) std::memset(dst + used, 0, 2);
+    if (const int64_t used = (s.d1 + s.d2) * e; used < row_bytes)
+      std::memset(dst + used, 0, static_cast<size_t>(row_bytes - used));
   }
 }
 
@@ -153,24 +158,36 @@ void pack_values(int64_t n, int64_t d, const RowAt& row, uint32_t* dst) {
   }
 }
 
-// Queries -> panels [k][width] of rows, k over elements or pairs of them; lanes past R are zero.
+// Queries -> panels [k][width] of rows, K units of elements or pairs of them; units past d_qk and lanes past R are
+// zero.
 template <bool kBf16>
-void pack_queries(const RowsTask& t, uint32_t* dst) {
+void pack_queries(const RowsTask& t, int64_t K, const RowsKernels& kn, uint32_t* dst) {
   constexpr int64_t e = kBf16 ? 2 : 4;
-  const int64_t K = kBf16 ? (t.d_qk + 1) / 2 : t.d_qk, whole = kBf16 ? t.d_qk / 2 : t.d_qk;
+  const int64_t whole = kBf16 ? t.d_qk / 2 : t.d_qk;
+  const auto row_at = [&](int64_t r) {
+    return static_cast<const uint8_t*>(t.q) +
+           e * ((r / t.inner) * t.q_outer + (r % t.inner) * t.q_inner);
+  };
   for (int64_t p = 0; p < t.R; p += kPanel) {
     const int64_t width = panel_vectors(t.R, p) * kLanes;
     uint32_t* panel = dst + p * K;
+    if (kBf16 && kn.pack_lanes && t.d_qk % 2 == 0) {
+      for (int64_t l = 0; l < width; l += 16) {
+        const uint8_t* rows[16];
+        const int64_t count = HWY_MIN(t.R - p - l, 16);
+        for (int64_t i = 0; i < count; ++i) rows[i] = row_at(p + l + i);
+        kn.pack_lanes(rows, count, whole, panel + l, width);
+      }
+      std::memset(panel + whole * width, 0, static_cast<size_t>((K - whole) * width * 4));
+      continue;
+    }
     for (int64_t l = 0; l < width; ++l) {
       const int64_t r = p + l;
-      if (r >= t.R) {
-        for (int64_t k = 0; k < K; ++k) panel[k * width + l] = 0;
-        continue;
-      }
-      const uint8_t* q = static_cast<const uint8_t*>(t.q) +
-                         e * ((r / t.inner) * t.q_outer + (r % t.inner) * t.q_inner);
+      for (int64_t k = r < t.R ? whole : 0; k < K; ++k) panel[k * width + l] = 0;
+      if (r >= t.R) continue;
+      const uint8_t* q = row_at(r);
       for (int64_t k = 0; k < whole; ++k) std::memcpy(panel + k * width + l, q + 4 * k, 4);
-      if (whole < K) {
+      if (kBf16 && t.d_qk % 2 != 0) {
         uint16_t last;
         std::memcpy(&last, q + 4 * whole, 2);
         panel[whole * width + l] = last;

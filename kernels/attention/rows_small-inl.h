@@ -199,7 +199,7 @@ void run_small_as(const RowsTask& t, SmallScratch& w, const Finish& finish) {
   const int64_t end = std::min(t.j1, t.lim0 + (t.R - 1) / t.inner);
   for (int64_t j = t.j0; j < end; j += kSmallBlock) {
     const int64_t n = std::min(kSmallBlock, end - j);
-    if (!in_place) fetch_keys<kBf16>(t.keys, j, n, w.row.data(), key_bytes);
+    if (!in_place) fetch_keys<kBf16>(t.keys, j, n, w.row.data(), key_bytes, nullptr);
     const auto key = [&](int64_t i) HWY_ATTR -> const uint8_t* {
       return in_place ? t.keys.k1 + key_row(t.keys, j + i) * t.keys.k1_stride
                       : w.row.data() + i * key_bytes;

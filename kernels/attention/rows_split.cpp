@@ -2,6 +2,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "kernels/attention/rows.h"
@@ -15,6 +16,8 @@ constexpr int64_t kLongWork =
 
 // Packing, softmax and short tiles: a task runs at about a third of the rate of a matrix product.
 constexpr double kSoftmaxFactor = 3;
+
+constexpr int64_t kMergeAlone = 512 << 10;  // floats of partial results
 
 struct Piece {
   int64_t task, j0, j1, part;  // part: its number among the task's pieces
@@ -39,7 +42,7 @@ void rows_run_split(const RowsTask* tasks, int64_t n) noexcept {
     bytes += w.bytes, flop += w.flop;
   }
   const int64_t threads = team_for(bytes, flop);
-  const int64_t pieces_a_thread = all / threads >= kLongWork ? 3 : 1;
+  const int64_t pieces_a_thread = all / threads >= kLongWork ? 2 : 1;
   const int64_t limit =
       std::max<int64_t>(2, (all + threads * pieces_a_thread - 1) / (threads * pieces_a_thread));
 
@@ -69,17 +72,26 @@ void rows_run_split(const RowsTask* tasks, int64_t n) noexcept {
     return t;
   };
 
+  // Few partial results are merged by the thread that finishes the last of a task: no second barrier (a sleeping team
+  // takes some 40 us for one). Many are shared by all threads.
+  const bool merge_last = floats <= kMergeAlone;
+  std::vector<std::atomic<int64_t>> missing(merge_last ? static_cast<size_t>(n) : 0);
+  for (size_t i = 0; i < missing.size(); ++i) missing[i] = parts[i];
+
 #pragma omp parallel num_threads(threads)
   {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (size_t k = 0; k < pieces.size(); ++k) {
       const Piece& p = pieces[k];
       RowsTask t = parts[p.task] > 1 ? with_parts(p.task, p.part) : tasks[p.task];
       t.j0 = p.j0;
       t.j1 = p.j1;
       rows_run(t);
-    }  // barrier: all parts are there
-    if (floats > 0) {
+      if (merge_last && parts[p.task] > 1 && missing[static_cast<size_t>(p.task)].fetch_sub(1) == 1)
+        rows_merge(with_parts(p.task, 0), parts[p.task], 0, t.R);
+    }
+    if (!merge_last) {
+#pragma omp barrier  // all parts are there
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < n * threads; ++i) {  // rows of a task in as many shares as threads
         const int64_t task = i / threads, share = i % threads, R = tasks[task].R;

@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "hwy/highway.h"
+#include "kernels/attention/rows.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace v3b::kern::HWY_NAMESPACE {
@@ -111,7 +112,7 @@ HWY_NOINLINE void tile_panel(int64_t M, const char* a, int64_t a_m, int64_t a_k,
 
 template <bool kBf16>
 void tile_any(int64_t M, const void* a, int64_t a_m, int64_t a_k, const void* b, int64_t nv,
-              int64_t K, float* c, int64_t ldc, const float* cs) {
+              int64_t K, float* c, int64_t ldc, const float* cs, Ahead) {
   const char* pa = static_cast<const char*>(a);
   const char* pb = static_cast<const char*>(b);
   if (nv == 1) return tile_panel<kBf16, 1>(M, pa, a_m, a_k, pb, K, c, ldc, cs);
