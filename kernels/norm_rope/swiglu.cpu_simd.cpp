@@ -1,13 +1,16 @@
-// SwiGLU: silu(a) = a / (1 + exp(-a)); Highway's exp is within 1 ulp and saturates, so large |a|
-// give a or 0. Bandwidth-bound.
+// SwiGLU: silu(a) = a / (1 + exp(-a)). Bandwidth-bound, closely: about 25 instructions for 16 elements of 6 bytes
+// (kernels/notes/elementwise.md), so bf16 takes a shorter polynomial and a refined reciprocal instead of the division.
+#define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/swiglu.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/core/team.h"
+#include "kernels/norm_rope/exp-inl.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
+#include "kernels/norm_rope/pairs-inl.h"
+#include "kernels/norm_rope/stream.h"
 #include "kernels/norm_rope/swiglu.h"
 
 #ifndef V3B_SWIGLU_ONCE
@@ -23,11 +26,16 @@ HWY_BEFORE_NAMESPACE();
 namespace v3b::kern::HWY_NAMESPACE {
 namespace {
 
+// exp(-a) is capped so that a very negative a gives -0 or a tiny number, not a / inf * up = NaN for up = inf.
+// kFine: for f32 (about 4e-7); else 2e-5, small beside bf16's 2e-3.
+template <bool kFine>
 HWY_INLINE VF silu(DF df, VF a) {
-  // exp(-a) is capped so that a very negative a gives -0 or a denormal, not a / inf * up = NaN for
-  // up = inf.
-  const VF e = hn::Exp(df, hn::Min(hn::Neg(a), hn::Set(df, 88.0F)));
-  return hn::Div(a, hn::Add(hn::Set(df, 1.0F), e));
+  const VF one = hn::Set(df, 1.0F);
+  const VF e = exp_between<kFine>(at_least(kExpLeast, at_most(86.0F, hn::Neg(a))));
+  const VF d = hn::Add(one, e);
+  if constexpr (kFine) return hn::Div(a, d);
+  const VF q = hn::ApproximateReciprocal(d);  // 12 bits (AVX2) or 14, doubled
+  return hn::Mul(a, hn::MulAdd(hn::NegMulAdd(d, q, one), q, q));
 }
 
 template <class X, class Y>
@@ -37,13 +45,50 @@ void swiglu_row(int64_t m, const X* g, const X* u, float scale, Y* y) {
   const VF vs = hn::Set(df, scale);
   int64_t i = 0;
   for (; i + n <= m; i += n)
-    store(df, hn::Mul(hn::Mul(silu(df, load(df, g + i)), load(df, u + i)), vs), y + i);
+    store(df, hn::Mul(hn::Mul(silu<sizeof(Y) == 4>(df, load(df, g + i)), load(df, u + i)), vs), y + i);
   if (i < m) {
     const size_t tail = static_cast<size_t>(m - i);
     store_tail(
-        df, hn::Mul(hn::Mul(silu(df, load_tail(df, g + i, tail)), load_tail(df, u + i, tail)), vs),
+        df, hn::Mul(hn::Mul(silu<sizeof(Y) == 4>(df, load_tail(df, g + i, tail)), load_tail(df, u + i, tail)), vs),
         y + i, tail);
   }
+}
+
+// One type: whole cache lines of the output at a time.
+template <class E, bool kStream, bool kNative>
+void same_type_row(int64_t m, const E* g, const E* u, float scale, E* y) {
+  const DF df;
+  constexpr bool kFine = sizeof(E) == 4;
+  const int64_t n = 2 * static_cast<int64_t>(hn::Lanes(df)), body = m / n * n;
+  const VF vs = hn::Set(df, scale);
+  for (int64_t i = 0; i < body; i += n) {
+    ahead(g + i), ahead(u + i);
+    const Two a = load_two(g + i), b = load_two(u + i);
+    put<kStream>(round_two<E, kNative>(hn::Mul(hn::Mul(silu<kFine>(df, a.a), b.a), vs),
+                                       hn::Mul(hn::Mul(silu<kFine>(df, a.b), b.b), vs)),
+                 y + i);
+  }
+  if (body < m) swiglu_row(m - body, g + body, u + body, scale, y + body);
+}
+template <class E, bool kStream, bool kNative>
+void same_type_rows(const spec::SwigluArgs& a, int threads) {
+  for_spans(a.T, threads, [&](int64_t lo, int64_t hi) {
+    for (int64_t t = lo; t < hi; ++t)
+      same_type_row<E, kStream, kNative>(a.m, static_cast<const E*>(a.gate) + t * a.in_stride,
+                                         static_cast<const E*>(a.up) + t * a.in_stride,
+                                         a.row_scale == nullptr ? 1.0F : a.row_scale[t],
+                                         static_cast<E*>(a.y) + t * a.y_stride);
+    if (kStream) hwy::FlushStream();
+  });
+}
+template <class E>
+void same_type(const spec::SwigluArgs& a, int threads) {
+  const int64_t e = sizeof(E);
+  const bool stream = stream_output(a.T * a.m * e) && line_aligned(a.y, a.y_stride * e);
+  if (native_bf16<E>())
+    return stream ? same_type_rows<E, true, true>(a, threads)
+                  : same_type_rows<E, false, true>(a, threads);
+  stream ? same_type_rows<E, true, false>(a, threads) : same_type_rows<E, false, false>(a, threads);
 }
 
 template <class X, class Y>
@@ -55,6 +100,7 @@ void swiglu_rows(const spec::SwigluArgs& a) {
                static_cast<Y*>(a.y) + t * a.y_stride);
   };
   const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.m) * kExpBytes, 0);
+  if constexpr (sizeof(X) == sizeof(Y)) return same_type<X>(a, threads);
   for_rows(a.T, threads, row);
 }
 
@@ -66,7 +112,7 @@ void swiglu(const spec::SwigluArgs& a) {
   swiglu_rows<float, float>(a);
 }
 
-const char* swiglu_target() { return hwy::TargetName(HWY_TARGET); }
+const char* swiglu_target() { return target_name<uint16_t>(); }
 
 }  // namespace
 }  // namespace v3b::kern::HWY_NAMESPACE
