@@ -50,27 +50,35 @@ HWY_INLINE hn::Vec<D16> upper(const float*, hn::Vec<Du> a, hn::Vec<Du> b) {
                      hn::DemoteTo(half, hn::BitCast(di, hn::ShiftRight<16>(a))));
 }
 
-// Bits of the largest magnitude of a row of 128: NaN and infinity show as 0x7f800000 and above.
-HWY_INLINE uint32_t top_bits(const spec::bf16* x) {
+// Bits of the largest magnitude of `rows` rows of 128: NaN and infinity show as 0x7f800000 and above.
+HWY_INLINE uint32_t top_bits(const spec::bf16* x, int64_t rows, int64_t stride) {
   const Du du;
   const D16 d16;
   const int64_t n = static_cast<int64_t>(hn::Lanes(d16));
-  auto m = hn::Zero(d16);
-  for (int64_t i = 0; i < kRow; i += n)
-    m = hn::Max(m, hn::And(hn::LoadU(d16, reinterpret_cast<const uint16_t*>(x + i)),
-                           hn::Set(d16, uint16_t{0x7fff})));
-  const auto w = hn::BitCast(du, m);
+  const auto magnitude = hn::Set(d16, uint16_t{0x7fff});
+  auto m0 = hn::Zero(d16), m1 = m0;
+  for (int64_t r = 0; r < rows; ++r, x += stride)
+    for (int64_t i = 0; i < kRow; i += 2 * n) {
+      const uint16_t* p = reinterpret_cast<const uint16_t*>(x + i);
+      m0 = hn::Max(m0, hn::And(hn::LoadU(d16, p), magnitude));
+      m1 = hn::Max(m1, hn::And(hn::LoadU(d16, p + n), magnitude));
+    }
+  const auto w = hn::BitCast(du, hn::Max(m0, m1));
   return hn::GetLane(hn::MaxOfLanes(
       du, hn::Max(hn::ShiftLeft<16>(w), hn::And(w, hn::Set(du, 0xffff0000u)))));
 }
-HWY_INLINE uint32_t top_bits(const float* x) {
+HWY_INLINE uint32_t top_bits(const float* x, int64_t rows, int64_t stride) {
   const Du du;
   const int64_t n = static_cast<int64_t>(hn::Lanes(du));
-  auto m = hn::Zero(du);
-  for (int64_t i = 0; i < kRow; i += n)
-    m = hn::Max(m, hn::And(hn::LoadU(du, reinterpret_cast<const uint32_t*>(x + i)),
-                           hn::Set(du, 0x7fffffffu)));
-  return hn::GetLane(hn::MaxOfLanes(du, m));
+  const auto magnitude = hn::Set(du, 0x7fffffffu);
+  auto m0 = hn::Zero(du), m1 = m0;
+  for (int64_t r = 0; r < rows; ++r, x += stride)
+    for (int64_t i = 0; i < kRow; i += 2 * n) {
+      const uint32_t* p = reinterpret_cast<const uint32_t*>(x + i);
+      m0 = hn::Max(m0, hn::And(hn::LoadU(du, p), magnitude));
+      m1 = hn::Max(m1, hn::And(hn::LoadU(du, p + n), magnitude));
+    }
+  return hn::GetLane(hn::MaxOfLanes(du, hn::Max(m0, m1)));
 }
 
 // Where the reciprocal and the correction are safe from overflow and underflow.

@@ -95,35 +95,45 @@ HWY_INLINE void encode_part(const T* x, int64_t n, float scale, uint8_t* codes) 
     return;
   encode_row(x, n, scale, codes);
 }
-// `finite` becomes false where a NaN or an infinity is among the values.
+// Largest magnitude of rows x n values. `finite` becomes false where a NaN or an infinity is among them.
 template <class T>
-HWY_INLINE float amax_part(const T* x, int64_t n, bool& finite) {
+HWY_INLINE float amax_of(const T* x, int64_t rows, int64_t stride, int64_t n, bool& finite) {
   if (n == kBlock) {
-    const uint32_t top = fp8::top_bits(x);
+    const uint32_t top = fp8::top_bits(x, rows, stride);
     if (top < 0x7f800000u) return std::bit_cast<float>(top);
     finite = false;
   }
-  return amax_row(x, n);  // parts of a block take the long way anyway
+  float amax = 0;  // parts of a block take the long way anyway
+  for (int64_t r = 0; r < rows; ++r) amax = std::max(amax, amax_row(x + r * stride, n));
+  return amax;
 }
 
 template <bool kPower, bool kStream, class T>
 void activation_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
-  constexpr int64_t kAhead = 1024;  // bytes; rows follow each other
+  // Some blocks at a time: from a block's values to its codes there are two reductions and two divisions of latency, more
+  // than the core overlaps by itself.
+  constexpr int64_t kGroup = 8;
   const int64_t kb = spec::fp8_blocks(a.cols);
   for (int64_t r = r0; r < r1; ++r) {
     const T* x = static_cast<const T*>(a.x) + r * a.cols;
     auto* codes = reinterpret_cast<uint8_t*>(a.codes) + r * a.cols;
-    for (int64_t b = 0; b < kb; ++b) {
-      const int64_t c = b * kBlock, n = std::min(kBlock, a.cols - c);
-      const char* p = reinterpret_cast<const char*>(x + c);
-      for (size_t i = 0; i < kBlock * sizeof(T); i += 64) hwy::Prefetch(p + kAhead + i);
-      bool finite = true;
-      const float s = act_scale(amax_part(x + c, n, finite), a.act_scale);
-      a.scales[r * kb + b] = s;
-      if (finite) {
-        encode_part<kPower, kStream>(x + c, n, s, codes + c);
-      } else {
-        encode_row(x + c, n, s, codes + c);
+    float* scales = a.scales + r * kb;
+    for (int64_t b0 = 0; b0 < kb; b0 += kGroup) {
+      const int64_t b1 = std::min(kb, b0 + kGroup);
+      const auto width = [&](int64_t b) { return std::min(kBlock, a.cols - b * kBlock); };
+      bool finite[kGroup];
+      for (int64_t b = b0; b < b1; ++b) {
+        finite[b - b0] = true;
+        scales[b] = act_scale(amax_of(x + b * kBlock, 1, 0, width(b), finite[b - b0]), a.act_scale);
+      }
+      for (int64_t b = b0; b < b1; ++b) {
+        const int64_t c = b * kBlock;
+        const char* next = reinterpret_cast<const char*>(x + c + kGroup * kBlock);
+        for (size_t i = 0; i < kBlock * sizeof(T); i += 64) hwy::Prefetch(next + i);
+        if (finite[b - b0])
+          encode_part<kPower, kStream>(x + c, width(b), scales[b], codes + c);
+        else
+          encode_row(x + c, width(b), scales[b], codes + c);
       }
     }
   }
@@ -139,10 +149,8 @@ void weight_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
     const int64_t rows = std::min(kBlock, r1 - r);
     for (int64_t b = 0; b < kb; ++b) {
       const int64_t c = b * kBlock, n = std::min(kBlock, a.cols - c);
-      float amax = 0;
       bool finite = true;
-      for (int64_t i = 0; i < rows; ++i)
-        amax = std::max(amax, amax_part(x + (r + i) * a.cols + c, n, finite));
+      const float amax = amax_of(x + r * a.cols + c, rows, a.cols, n, finite);
       const float s = weight_scale(amax);
       a.scales[r / kBlock * kb + b] = s;
       for (int64_t i = 0; i < rows; ++i) {
