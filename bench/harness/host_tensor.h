@@ -2,11 +2,11 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "kernels/core/buffer.h"
 #include "reference/spec/dtype.h"
 
 namespace v3b::bench {
@@ -21,8 +21,10 @@ enum class Role { input, output, inout };
 class HostTensor {
  public:
   HostTensor() = default;
-  // 64-byte aligned; canary pages of 64 bytes before and after. Outputs start as NaN (floats, NaN codes
-  // for f8) or 0x5A.. (integers); inputs start as zero.
+  // 64-byte aligned; canaries of 64 bytes before and after; from 512 KiB on in huge pages where the
+  // system gives them, as the weights and the workspace of a model and the buffer of the peaks' probes
+  // are (kernels/core/buffer.h). Outputs start as NaN (floats, NaN codes for f8) or 0x5A.. (integers);
+  // inputs start as zero.
   HostTensor(std::string name, Role role, spec::DType dtype, std::vector<int64_t> shape);
   HostTensor(HostTensor&&) noexcept = default;
   HostTensor& operator=(HostTensor&&) noexcept = default;
@@ -63,7 +65,7 @@ class HostTensor {
   Role role_ = Role::input;
   spec::DType dtype_ = spec::DType::f32;
   std::vector<int64_t> shape_;
-  std::unique_ptr<std::byte[]> storage_;
+  kern::Buffer<std::byte> storage_;
   std::byte* data_ = nullptr;
 };
 

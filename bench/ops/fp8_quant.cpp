@@ -109,7 +109,9 @@ struct Fp8Quant {
     v.push_back({"cpu_simd", nullptr, [](Data& d) {
                    return Runner{.run = [a = d.args()] { kern::fp8_quant_cpu_simd(a); },
                                  .resolved_isa = kern::fp8_quant_cpu_simd_isa()};
-                 }});
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<Fp8Quant>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.x, a.codes, a.scales);

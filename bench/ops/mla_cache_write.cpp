@@ -115,7 +115,9 @@ struct MlaCacheWrite {
     v.push_back({"cpu_simd", supported, [](Data& d) {
                    return Runner{.run = [&d] { kern::mla_cache_write_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(spec::DType::f32)};
-                 }});
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<MlaCacheWrite>("cuda_simt", supported, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.c, a.k_pe, a.slots, a.cache);

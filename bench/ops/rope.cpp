@@ -100,6 +100,13 @@ struct Rope {
         {{.T = 512, .n_h = 128, .d_r = 64, .rope_layout = RopeLayout::hf_halfsplit, .dtype = bf16},
          Size::full});
     c.push_back({{.T = 512, .n_h = 128, .d_r = 64, .dtype = f32}, Size::full});
+    c.push_back({{.T = 4096, .n_h = 128, .d_r = 64, .dtype = bf16}, Size::full});
+    c.push_back({{.T = 3, .n_h = 5, .d_r = 64, .dtype = bf16}, Size::quick, true});
+    c.push_back(
+        {{.T = 3, .n_h = 5, .d_r = 64, .rope_layout = RopeLayout::hf_halfsplit, .dtype = bf16},
+         Size::quick,
+         true});
+    c.push_back({{.T = 3, .n_h = 5, .d_r = 64, .dtype = f32}, Size::quick, true});
     c.push_back({{.T = 7, .n_h = 3, .d_r = 6, .dtype = f32}, Size::quick, true});
     c.push_back(
         {{.T = 9, .n_h = 5, .d_r = 24, .rope_layout = RopeLayout::hf_halfsplit, .dtype = f32},
@@ -113,7 +120,9 @@ struct Rope {
                    const spec::RopeArgs a = d.args();
                    return Runner{.run = [a] { kern::rope_cpu_simd(a); },
                                  .resolved_isa = kern::rope_cpu_simd_isa()};
-                 }});
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16}});
     v.push_back(cuda_impl<Rope>(
         "cuda_simt",
         [](const Shape& s) {

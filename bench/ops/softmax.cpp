@@ -62,6 +62,10 @@ struct Softmax {
     c.push_back({{.T = 64, .n = 129280}, Size::quick});
     c.push_back({{.T = 1, .n = 129280}, Size::standard});
     c.push_back({{.T = 4096, .n = 256}, Size::standard});
+    c.push_back({{.T = 2048, .n = 4096}, Size::full});
+    c.push_back({{.T = 256, .n = 32768}, Size::full});
+    c.push_back({{.T = 3, .n = 2085}, Size::quick, true});
+    c.push_back({{.T = 1, .n = 40001}, Size::quick, true});
     c.push_back({{.T = 5, .n = 37}, Size::quick, true});
     c.push_back({{.T = 3, .n = 1}, Size::quick, true});
     return c;
@@ -75,7 +79,9 @@ struct Softmax {
                s.T, s.n, kScale, d.x.as<float>(), s.n, d.y.as<float>(), s.n, d.lse.as<float>()};
            return Runner{.run = [a] { kern::softmax_cpu_simd(a); },
                          .resolved_isa = kern::softmax_cpu_simd_isa()};
-         }});
+         },
+         false,
+         {kern::Isa::avx2, kern::Isa::avx512}});
     v.push_back(cuda_impl<Softmax>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       const Shape& s = d.shape;
       spec::SoftmaxArgs a{

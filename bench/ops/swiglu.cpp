@@ -71,6 +71,7 @@ struct Swiglu {
     c.push_back({{.T = 8, .m = 2048, .dtype = bf16}, Size::standard});
     c.push_back({{.T = 512, .m = 1408, .dtype = bf16}, Size::full});
     c.push_back({{.T = 512, .m = 2048, .dtype = f32}, Size::full});
+    c.push_back({{.T = 4096, .m = 2048, .dtype = bf16}, Size::full});
     c.push_back({{.T = 5, .m = 37, .dtype = f32}, Size::quick, true});
     c.push_back({{.T = 3, .m = 130, .dtype = bf16}, Size::quick, true});
     return c;
@@ -81,7 +82,9 @@ struct Swiglu {
                    const spec::SwigluArgs a = d.args();
                    return Runner{.run = [a] { kern::swiglu_cpu_simd(a); },
                                  .resolved_isa = kern::swiglu_cpu_simd_isa()};
-                 }});
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16}});
     v.push_back(cuda_impl<Swiglu>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.gate, a.up, a.y);

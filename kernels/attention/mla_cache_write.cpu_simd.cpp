@@ -13,6 +13,9 @@
 #include "hwy/highway.h"
 #include "kernels/attention/attention.h"
 #include "kernels/core/team.h"
+#include "kernels/gemm/fp8_encode-inl.h"
+#include "kernels/norm_rope/stream.h"
+#include "kernels/norm_rope/stream_copy.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace v3b::kern::HWY_NAMESPACE {
@@ -42,6 +45,22 @@ HWY_INLINE VU to_e4m3(VF x) {
   return hn::Or(code, sign);
 }
 
+float tile_scale(float amax, spec::KvFormat format) {
+  const float a = std::max(amax / 448.0f, 1e-4f);
+  return format == spec::KvFormat::fp8_656_pow2 ? spec::ceil_pow2(a) : a;
+}
+
+// A whole tile of finite values as it lies in memory; false: the long way is needed.
+template <class T>
+HWY_INLINE bool quantise_whole(const T* c, spec::KvFormat format, uint8_t* codes, float& scale) {
+  const uint32_t top = fp8::top_bits(c, 1, 0);
+  if (top >= 0x7f800000u) return false;
+  scale = tile_scale(std::bit_cast<float>(top), format);
+  if (!fp8::plain_scale(scale)) return false;
+  return format == spec::KvFormat::fp8_656_pow2 ? fp8::encode_row<true, false>(c, scale, codes)
+                                                : fp8::encode_row<false, false>(c, scale, codes);
+}
+
 // 128 floats (the last tile zero-padded) -> codes and their scale.
 float quantise_tile(const float* c, spec::KvFormat format, uint8_t* codes) {
   const DF df;
@@ -49,8 +68,7 @@ float quantise_tile(const float* c, spec::KvFormat format, uint8_t* codes) {
   const int64_t N = static_cast<int64_t>(hn::Lanes(df));
   VF top = hn::Zero(df);
   for (int64_t i = 0; i < kTile; i += N) top = hn::Max(hn::Abs(hn::LoadU(df, c + i)), top);
-  const float a = std::max(hn::GetLane(hn::MaxOfLanes(df, top)) / 448.0f, 1e-4f);
-  const float scale = format == spec::KvFormat::fp8_656_pow2 ? spec::ceil_pow2(a) : a;
+  const float scale = tile_scale(hn::GetLane(hn::MaxOfLanes(df, top)), format);
   const VF vs = hn::Set(df, scale);
   for (int64_t i = 0; i < kTile; i += N)
     hn::StoreU(hn::U8FromU32(to_e4m3(hn::Div(hn::LoadU(df, c + i), vs))), d8, codes + i);
@@ -71,9 +89,19 @@ void write_record(const spec::MlaCacheWriteArgs& a, const uint8_t* c, const uint
   const int64_t e = spec::dtype_bytes(a.dtype), tiles = (a.d_c + kTile - 1) / kTile;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t n = std::min(kTile, a.d_c - t * kTile);
+    const uint8_t* from = c + t * kTile * e;
+    float whole;
+    if (n == kTile &&
+        (e == 2 ? quantise_whole(reinterpret_cast<const spec::bf16*>(from), a.kv_format,
+                                 row + t * kTile, whole)
+                : quantise_whole(reinterpret_cast<const float*>(from), a.kv_format,
+                                 row + t * kTile, whole))) {
+      std::memcpy(row + a.d_c + 4 * t, &whole, 4);
+      continue;
+    }
     alignas(64) float values[kTile] = {};
     alignas(64) uint8_t codes[kTile];
-    to_floats(c + t * kTile * e, a.dtype, n, values);
+    to_floats(from, a.dtype, n, values);
     const float scale = quantise_tile(values, a.kv_format, codes);
     std::memcpy(row + t * kTile, codes, static_cast<size_t>(n));
     std::memcpy(row + a.d_c + 4 * t, &scale, 4);
@@ -102,22 +130,40 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
   const int64_t e = spec::dtype_bytes(a.dtype);
   const int64_t row_bytes = spec::mla_cache_row_bytes(a.kv_format, a.dtype, a.d_c, a.d_r);
   // Quantising costs some passes more than copying.
-  const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(row_bytes) *
-                                   (a.kv_format != spec::KvFormat::bf16 ? 8 : 2),
-                               0);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t t = 0; t < a.T; ++t) {
-    if (a.slots[t] < 0) continue;
-    const uint8_t* c = static_cast<const uint8_t*>(a.c) + t * a.c_stride * e;
-    const uint8_t* k_pe = static_cast<const uint8_t*>(a.k_pe) + t * a.k_pe_stride * e;
-    uint8_t* row = static_cast<uint8_t*>(a.cache) + a.slots[t] * row_bytes;
-    if (a.kv_format != spec::KvFormat::bf16) {
-      HWY_DYNAMIC_DISPATCH(write_record)(a, c, k_pe, row);
-    } else {
-      std::memcpy(row, c, static_cast<size_t>(a.d_c * e));
-      std::memcpy(row + a.d_c * e, k_pe, static_cast<size_t>(a.d_r * e));
+  const bool record = a.kv_format != spec::KvFormat::bf16;
+  // Quantising costs some passes more than copying.
+  const int threads = team_for(
+      static_cast<double>(a.T) * static_cast<double>(row_bytes) * (record ? 4 : 2), 0);
+  const uint8_t* c = static_cast<const uint8_t*>(a.c);
+  const uint8_t* k_pe = static_cast<const uint8_t*>(a.k_pe);
+  uint8_t* cache = static_cast<uint8_t*>(a.cache);
+  // A prompt's rows are read by later steps; a decode step's few at once, so they stay in the caches.
+  constexpr int64_t kPromptBytes = 256 << 10;
+  const bool stream = !record && a.T * row_bytes >= kPromptBytes && line_aligned(cache, row_bytes) &&
+                      line_aligned(nullptr, a.d_c * e) && line_aligned(nullptr, a.d_r * e);
+  constexpr int64_t kRowsAhead = 4;
+  for_spans(a.T, threads, [&](int64_t lo, int64_t hi) {
+    for (int64_t t = lo; t < hi; ++t) {
+      const int64_t soon = t + kRowsAhead;
+      if (!stream && soon < hi && a.slots[soon] >= 0)  // no hardware knows where the next slot lies
+        for (int64_t i = 0; i < row_bytes; i += 64)
+          __builtin_prefetch(cache + a.slots[soon] * row_bytes + i, 1);
+      if (a.slots[t] < 0) continue;
+      const uint8_t* from = c + t * a.c_stride * e;
+      const uint8_t* from_pe = k_pe + t * a.k_pe_stride * e;
+      uint8_t* row = cache + a.slots[t] * row_bytes;
+      if (record) {
+        HWY_DYNAMIC_DISPATCH(write_record)(a, from, from_pe, row);
+      } else if (stream) {
+        copy_past_caches(row, from, a.d_c * e, from + a.c_stride * e);
+        copy_past_caches(row + a.d_c * e, from_pe, a.d_r * e, from_pe + a.k_pe_stride * e);
+      } else {
+        std::memcpy(row, from, static_cast<size_t>(a.d_c * e));
+        std::memcpy(row + a.d_c * e, from_pe, static_cast<size_t>(a.d_r * e));
+      }
     }
-  }
+    if (stream) end_streaming();
+  });
 }
 }  // namespace v3b::kern
 #endif

@@ -1,17 +1,22 @@
-// FP8 quantisation in Highway: one pass for the largest magnitude of 128 (or 128x128) values, one
-// for the codes. The conversion is spec::to_f8e4m3 on lanes, so codes equal the reference's.
-#include <omp.h>
-
+// FP8 quantisation in Highway: one pass for the largest magnitude of 128 (or 128x128) values, one for the codes, while
+// they lie in L1. Codes equal the reference's: whole blocks by the short way of fp8_encode-inl.h, the rest by
+// spec::to_f8e4m3 on lanes.
 #include <algorithm>
+#include <bit>
 
-#include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/team.h"
 #include "kernels/gemm/fp8.h"
+#include "kernels/norm_rope/stream.h"
 
+#define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gemm/fp8_quant.cpu_simd.cpp"
 #include <hwy/foreach_target.h>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
+
+#include "kernels/gemm/fp8_encode-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace v3b::kern {
@@ -80,35 +85,104 @@ float act_scale(float amax, spec::ActScale kind) {
   return kind == spec::ActScale::ue8m0 ? spec::ceil_pow2(s) : s;
 }
 
-// Rows [r0, r1): of single rows for activations, of 128-row blocks for weights (r0 a multiple of
-// 128 then).
+float weight_scale(float amax) { return amax > 0 ? amax / 448.0F : 1.0F; }
+
+// One row's part of a block with its scale; whole rows of 128 the short way where it is right.
+template <bool kPower, bool kStream, class T>
+HWY_INLINE void encode_part(const T* x, int64_t n, float scale, uint8_t* codes) {
+  if (n == kBlock && fp8::plain_scale(scale) &&
+      fp8::encode_row<kPower, kStream>(x, scale, codes))
+    return;
+  encode_row(x, n, scale, codes);
+}
+// Largest magnitude of rows x n values. `finite` becomes false where a NaN or an infinity is among them.
 template <class T>
-void rows_of(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
-  const T* x = static_cast<const T*>(a.x);
-  auto* codes = reinterpret_cast<uint8_t*>(a.codes);
-  const int64_t kb = spec::fp8_blocks(a.cols), step = a.weight ? kBlock : 1;
-  for (int64_t r = r0; r < r1; r += step) {
-    const int64_t rows = std::min(step, r1 - r);
-    for (int64_t b = 0; b < kb; ++b) {
-      const int64_t c = b * kBlock, n = std::min(kBlock, a.cols - c);
-      float amax = 0;
-      for (int64_t i = 0; i < rows; ++i)
-        amax = std::max(amax, amax_row(x + (r + i) * a.cols + c, n));
-      const float s = a.weight ? (amax > 0 ? amax / 448.0F : 1.0F) : act_scale(amax, a.act_scale);
-      a.scales[r / step * kb + b] = s;
-      for (int64_t i = 0; i < rows; ++i) {
-        encode_row(x + (r + i) * a.cols + c, n, s, codes + (r + i) * a.cols + c);
+HWY_INLINE float amax_of(const T* x, int64_t rows, int64_t stride, int64_t n, bool& finite) {
+  if (n == kBlock) {
+    const uint32_t top = fp8::top_bits(x, rows, stride);
+    if (top < 0x7f800000u) return std::bit_cast<float>(top);
+    finite = false;
+  }
+  float amax = 0;  // parts of a block take the long way anyway
+  for (int64_t r = 0; r < rows; ++r) amax = std::max(amax, amax_row(x + r * stride, n));
+  return amax;
+}
+
+template <bool kPower, bool kStream, class T>
+void activation_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
+  // Some blocks at a time: from a block's values to its codes there are two reductions and two divisions of latency, more
+  // than the core overlaps by itself.
+  constexpr int64_t kGroup = 8;
+  const int64_t kb = spec::fp8_blocks(a.cols);
+  for (int64_t r = r0; r < r1; ++r) {
+    const T* x = static_cast<const T*>(a.x) + r * a.cols;
+    auto* codes = reinterpret_cast<uint8_t*>(a.codes) + r * a.cols;
+    float* scales = a.scales + r * kb;
+    for (int64_t b0 = 0; b0 < kb; b0 += kGroup) {
+      const int64_t b1 = std::min(kb, b0 + kGroup);
+      const auto width = [&](int64_t b) { return std::min(kBlock, a.cols - b * kBlock); };
+      bool finite[kGroup];
+      for (int64_t b = b0; b < b1; ++b) {
+        finite[b - b0] = true;
+        scales[b] = act_scale(amax_of(x + b * kBlock, 1, 0, width(b), finite[b - b0]), a.act_scale);
+      }
+      for (int64_t b = b0; b < b1; ++b) {
+        const int64_t c = b * kBlock;
+        const char* next = reinterpret_cast<const char*>(x + c + kGroup * kBlock);
+        for (size_t i = 0; i < kBlock * sizeof(T); i += 64) hwy::Prefetch(next + i);
+        if (finite[b - b0])
+          encode_part<kPower, kStream>(x + c, width(b), scales[b], codes + c);
+        else
+          encode_row(x + c, width(b), scales[b], codes + c);
       }
     }
   }
 }
 
-void rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
-  if (a.dtype == spec::DType::bf16) {
-    rows_of<spec::bf16>(a, r0, r1);
-  } else {
-    rows_of<float>(a, r0, r1);
+// r0 a multiple of 128. The rows of a block lie apart: those of the next block are asked for while this one is encoded.
+template <bool kStream, class T>
+void weight_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
+  const T* x = static_cast<const T*>(a.x);
+  auto* codes = reinterpret_cast<uint8_t*>(a.codes);
+  const int64_t kb = spec::fp8_blocks(a.cols);
+  for (int64_t r = r0; r < r1; r += kBlock) {
+    const int64_t rows = std::min(kBlock, r1 - r);
+    for (int64_t b = 0; b < kb; ++b) {
+      const int64_t c = b * kBlock, n = std::min(kBlock, a.cols - c);
+      bool finite = true;
+      const float amax = amax_of(x + r * a.cols + c, rows, a.cols, n, finite);
+      const float s = weight_scale(amax);
+      a.scales[r / kBlock * kb + b] = s;
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = (r + i) * a.cols + c;
+        const char* next = reinterpret_cast<const char*>(x + at + kBlock);
+        for (size_t k = 0; k < kBlock * sizeof(T); k += 64) hwy::Prefetch(next + k);
+        if (finite)
+          encode_part<false, kStream>(x + at, n, s, codes + at);
+        else
+          encode_row(x + at, n, s, codes + at);
+      }
+    }
   }
+}
+
+// Rows [r0, r1): r0 a multiple of 128 for weights.
+template <bool kStream, class T>
+void rows_of(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
+  if (a.weight)
+    weight_rows<kStream, T>(a, r0, r1);
+  else if (a.act_scale == spec::ActScale::ue8m0)
+    activation_rows<true, kStream, T>(a, r0, r1);
+  else
+    activation_rows<false, kStream, T>(a, r0, r1);
+  if (kStream) hwy::FlushStream();
+}
+
+void rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool stream) {
+  if (a.dtype == spec::DType::bf16)
+    stream ? rows_of<true, spec::bf16>(a, r0, r1) : rows_of<false, spec::bf16>(a, r0, r1);
+  else
+    stream ? rows_of<true, float>(a, r0, r1) : rows_of<false, float>(a, r0, r1);
 }
 
 const char* isa() { return hwy::TargetName(HWY_TARGET); }
@@ -126,16 +200,13 @@ HWY_EXPORT(isa);
 std::string fp8_quant_cpu_simd_isa() { return HWY_DYNAMIC_DISPATCH(isa)(); }
 
 void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept {
-  const int64_t step = a.weight ? spec::kFp8Block : 1;
-  const int64_t units = (a.rows + step - 1) / step;
-  if (num_threads() == 1 || a.rows * a.cols < (64 << 10))
-    return HWY_DYNAMIC_DISPATCH(rows)(a, 0, a.rows);
-#pragma omp parallel
-  {
-    const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
-    HWY_DYNAMIC_DISPATCH(rows)
-    (a, units * i / t * step, std::min(a.rows, units * (i + 1) / t * step));
-  }
+  // Two passes over what is read, and some twenty instructions for sixteen values: three times the bytes' cost.
+  const double bytes = static_cast<double>(a.rows * a.cols * (spec::dtype_bytes(a.dtype) + 1));
+  const bool stream = stream_output(a.rows * a.cols) && line_aligned(a.codes, a.cols);
+  for_spans(
+      a.rows, team_for(3 * bytes, 0),
+      [&](int64_t lo, int64_t hi) { HWY_DYNAMIC_DISPATCH(rows)(a, lo, hi, stream); },
+      a.weight ? spec::kFp8Block : 1);
 }
 
 }  // namespace v3b::kern

@@ -1,6 +1,7 @@
-// RMSNorm in two passes over a row: sum of squares in f32 lanes, then scale. A row of 7168 fits the
-// L1 or L2 cache, so memory sees each operand once; the kernel is bandwidth-bound for T rows and
-// latency-bound for one row.
+// RMSNorm in two passes over a row: sum of squares in f32 lanes, then scale. Bandwidth-bound for T rows, latency-bound
+// for one. Row and weight lie in L1 between the passes; so that the memory does not idle during the second, which only
+// writes, that pass asks for the next row into L2 (kernels/notes/elementwise.md).
+#define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/rmsnorm.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
@@ -8,9 +9,12 @@
 #include <cmath>
 
 #include "hwy/highway.h"
+#include "kernels/core/buffer.h"
 #include "kernels/core/team.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
+#include "kernels/norm_rope/pairs-inl.h"
 #include "kernels/norm_rope/rmsnorm.h"
+#include "kernels/norm_rope/stream.h"
 
 #ifndef V3B_RMSNORM_ONCE
 #define V3B_RMSNORM_ONCE
@@ -23,7 +27,8 @@ struct Job {
   int x_type, w_type, y_type;  // 0 f32, 1 bf16
   const void* x;
   int64_t x_stride;
-  void* r;  // residual, in the dtype of x, dense rows; or null
+  const void* r_in;  // residual as it comes and goes, in the dtype of x, dense rows, may be one; or both null
+  void* r;
   const void* w;
   void* y;
   int64_t y_stride;
@@ -37,38 +42,24 @@ namespace v3b::kern::HWY_NAMESPACE {
 namespace {
 
 template <class X, class W, class Y>
-void norm_row(const Job& j, const X* x, X* r, const W* w, Y* y) {
+void norm_row(const Job& j, const X* x, const W* w, Y* y) {
   const DF df;
   const int64_t n = static_cast<int64_t>(hn::Lanes(df)), d = j.d, body = d / n * n;
   const size_t tail = static_cast<size_t>(d - body);
   VF s0 = hn::Zero(df), s1 = hn::Zero(df);
   int64_t i = 0;
-  if (r != nullptr) {
-    for (; i < body; i += n) {
-      store(df, hn::Add(load(df, x + i), load(df, r + i)), r + i);
-      const VF v = load(df, r + i);
-      s0 = hn::MulAdd(v, v, s0);
-    }
-    if (tail > 0) {
-      store_tail(df, hn::Add(load_tail(df, x + i, tail), load_tail(df, r + i, tail)), r + i, tail);
-      const VF v = load_tail(df, r + i, tail);
-      s0 = hn::MulAdd(v, v, s0);
-    }
-    x = r;
-  } else {
-    for (; i + 2 * n <= body; i += 2 * n) {
-      const VF a = load(df, x + i), b = load(df, x + i + n);
-      s0 = hn::MulAdd(a, a, s0);
-      s1 = hn::MulAdd(b, b, s1);
-    }
-    for (; i < body; i += n) {
-      const VF a = load(df, x + i);
-      s0 = hn::MulAdd(a, a, s0);
-    }
-    if (tail > 0) {
-      const VF a = load_tail(df, x + i, tail);
-      s1 = hn::MulAdd(a, a, s1);
-    }
+  for (; i + 2 * n <= body; i += 2 * n) {
+    const VF a = load(df, x + i), b = load(df, x + i + n);
+    s0 = hn::MulAdd(a, a, s0);
+    s1 = hn::MulAdd(b, b, s1);
+  }
+  for (; i < body; i += n) {
+    const VF a = load(df, x + i);
+    s0 = hn::MulAdd(a, a, s0);
+  }
+  if (tail > 0) {
+    const VF a = load_tail(df, x + i, tail);
+    s1 = hn::MulAdd(a, a, s1);
   }
   const float scale = 1.0F / std::sqrt(sum(df, hn::Add(s0, s1)) / static_cast<float>(d) + j.eps);
   const VF vs = hn::Set(df, scale);
@@ -88,8 +79,7 @@ void norm_row(const Job& j, const X* x, X* r, const W* w, Y* y) {
 template <class X, class W, class Y>
 void norm_rows(const Job& j) {
   const auto row = [&](int64_t t) {
-    norm_row(j, static_cast<const X*>(j.x) + t * j.x_stride,
-             j.r == nullptr ? nullptr : static_cast<X*>(j.r) + t * j.d, static_cast<const W*>(j.w),
+    norm_row(j, static_cast<const X*>(j.x) + t * j.x_stride, static_cast<const W*>(j.w),
              static_cast<Y*>(j.y) + t * j.y_stride);
   };
   // Two passes over x and one over y.
@@ -98,11 +88,120 @@ void norm_rows(const Job& j) {
   for_rows(j.T, threads, row);
 }
 
+// Rows of one type.
+template <class E, bool kResidual, bool kStream, bool kNative>
+struct Rows {
+  const Job& j;
+  const E* w;
+  E* kept;  // [d], residual only: the rounded sum, until the second pass
+
+  const E* x(int64_t t) const { return static_cast<const E*>(j.x) + t * j.x_stride; }
+  const E* r_in(int64_t t) const { return static_cast<const E*>(j.r_in) + t * j.d; }
+
+  // First pass: the sum of squares, of the updated residual if there is one.
+  template <bool kMore>
+  HWY_INLINE float sum_squares(int64_t t) const {
+    const DF df;
+    const int64_t n = 2 * static_cast<int64_t>(hn::Lanes(df)), d = j.d, body = d / n * n;
+    const E* from = x(t);
+    VF s0 = hn::Zero(df), s1 = hn::Zero(df);
+    for (int64_t i = 0; i < body; i += n) {
+      Two v = load_two(from + i);
+      if constexpr (kResidual) {
+        if constexpr (kMore) to_l2(x(t + 1) + i);
+        const Two before = load_two(r_in(t) + i);
+        const Raw<E> sum = round_two<E, false>(hn::Add(v.a, before.a), hn::Add(v.b, before.b));
+        put<false>(sum, kept + i);
+        put<kStream>(sum, static_cast<E*>(j.r) + t * d + i);
+        v = widen(sum);
+      }
+      s0 = hn::MulAdd(v.a, v.a, s0);
+      s1 = hn::MulAdd(v.b, v.b, s1);
+    }
+    float total = sum(df, hn::Add(s0, s1));
+    for (int64_t i = body; i < d; ++i) {
+      E v = from[i];
+      if constexpr (kResidual) {
+        v = element<E>(value(v) + value(r_in(t)[i]));
+        static_cast<E*>(j.r)[t * d + i] = kept[i] = v;
+      }
+      total += value(v) * value(v);
+    }
+    return total;
+  }
+
+  // Second pass.
+  template <bool kMore>
+  HWY_INLINE void scale_row(int64_t t, float scale) const {
+    const DF df;
+    const int64_t n = 2 * static_cast<int64_t>(hn::Lanes(df)), d = j.d, body = d / n * n;
+    const E* from = kResidual ? kept : x(t);
+    E* y = static_cast<E*>(j.y) + t * j.y_stride;
+    const VF vs = hn::Set(df, scale);
+    const bool hf = j.hf;
+    for (int64_t i = 0; i < body; i += n) {
+      if constexpr (kMore) {
+        if constexpr (kResidual)
+          to_l2(r_in(t + 1) + i);
+        else
+          to_l2(x(t + 1) + i);
+      }
+      Two v = load_two(from + i);
+      v = {hn::Mul(v.a, vs), hn::Mul(v.b, vs)};
+      if (hf) v = {round_bf16(df, v.a), round_bf16(df, v.b)};
+      const Two weight = load_two(w + i);
+      put<kStream>(round_two<E, kNative>(hn::Mul(v.a, weight.a), hn::Mul(v.b, weight.b)), y + i);
+    }
+    for (int64_t i = body; i < d; ++i) {
+      float v = value(from[i]) * scale;
+      if (hf) v = spec::to_float(spec::to_bf16(v));
+      y[i] = element<E>(v * value(w[i]));
+    }
+  }
+
+  // kMore: a row comes after this one; both passes ask for their share of it.
+  template <bool kMore>
+  void row(int64_t t) const {
+    const float mean = sum_squares<kMore>(t) / static_cast<float>(j.d);
+    scale_row<kMore>(t, 1.0F / std::sqrt(mean + j.eps));
+  }
+  void span(int64_t lo, int64_t hi) const {
+    for (int64_t t = lo; t + 1 < hi; ++t) row<true>(t);
+    row<false>(hi - 1);
+    if (kStream) hwy::FlushStream();
+  }
+};
+
+template <class E, bool kResidual, bool kStream, bool kNative>
+void same_type_spans(const Job& j) {
+  const double passes = kResidual ? 5.0 : 3.0;
+  const int threads = team_for(
+      passes * static_cast<double>(j.T) * static_cast<double>(j.d) * sizeof(E), 0);
+  for_spans(j.T, threads, [&](int64_t lo, int64_t hi) {
+    if constexpr (!kResidual) return Rows<E, false, kStream, kNative>{j, static_cast<const E*>(j.w), nullptr}.span(lo, hi);
+    Buffer<E> kept(j.d, false);
+    Rows<E, kResidual, kStream, kNative>{j, static_cast<const E*>(j.w), kept.data()}.span(lo, hi);
+  });
+}
+template <class E, bool kStream, bool kNative>
+void same_type_as(const Job& j) {
+  j.r != nullptr ? same_type_spans<E, true, kStream, kNative>(j)
+                 : same_type_spans<E, false, kStream, kNative>(j);
+}
+template <class E>
+void same_type(const Job& j) {
+  const int64_t e = sizeof(E);
+  const bool stream = stream_output(j.T * j.d * e) && line_aligned(j.y, j.y_stride * e) &&
+                      line_aligned(j.r, j.d * e);
+  if (native_bf16<E>()) return stream ? same_type_as<E, true, true>(j) : same_type_as<E, false, true>(j);
+  stream ? same_type_as<E, true, false>(j) : same_type_as<E, false, false>(j);
+}
+
 void rmsnorm(const Job& j) {
   const int key = j.x_type | j.w_type << 1 | j.y_type << 2;
   switch (key) {
     case 0:
-      return norm_rows<float, float, float>(j);
+      return same_type<float>(j);
     case 1:
       return norm_rows<uint16_t, float, float>(j);
     case 2:
@@ -116,10 +215,10 @@ void rmsnorm(const Job& j) {
     case 6:
       return norm_rows<float, uint16_t, uint16_t>(j);
     default:
-      return norm_rows<uint16_t, uint16_t, uint16_t>(j);
+      return same_type<uint16_t>(j);
   }
 }
-const char* rmsnorm_target() { return hwy::TargetName(HWY_TARGET); }
+const char* rmsnorm_target() { return target_name<uint16_t>(); }
 
 }  // namespace
 }  // namespace v3b::kern::HWY_NAMESPACE
@@ -133,11 +232,12 @@ HWY_EXPORT(rmsnorm_target);
 int code(spec::DType t) { return t == spec::DType::bf16 ? 1 : 0; }
 }  // namespace
 
-void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept {
+void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept { rmsnorm_cpu_simd(a, a.residual); }
+void rmsnorm_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in) noexcept {
   const int c = code(a.dtype);
   const bool hf = a.norm_rounding == spec::NormRounding::hf && c == 1;  // f32 storage: no rounding
-  const Job j{a.T, a.d, static_cast<float>(a.eps), hf, c, c, c, a.x, a.d, a.residual, a.w,
-              a.y, a.d};
+  const Job j{a.T, a.d,         static_cast<float>(a.eps), hf,  c,   c, c, a.x,
+              a.d, residual_in, a.residual,                a.w, a.y, a.d};
   HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
 }
 void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {
@@ -150,6 +250,7 @@ void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {
               code(a.y_type),
               a.x,
               a.x_stride,
+              nullptr,
               nullptr,
               a.w,
               a.y,

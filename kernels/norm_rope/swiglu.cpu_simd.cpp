@@ -1,13 +1,16 @@
-// SwiGLU: silu(a) = a / (1 + exp(-a)); Highway's exp is within 1 ulp and saturates, so large |a|
-// give a or 0. Bandwidth-bound.
+// SwiGLU: silu(a) = a / (1 + exp(-a)). Bandwidth-bound, closely: about 25 instructions for 16 elements of 6 bytes
+// (kernels/notes/elementwise.md), so bf16 takes a shorter polynomial and a reciprocal instead of the division.
+#define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/swiglu.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/core/team.h"
+#include "kernels/norm_rope/exp-inl.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
+#include "kernels/norm_rope/pairs-inl.h"
+#include "kernels/norm_rope/stream.h"
 #include "kernels/norm_rope/swiglu.h"
 
 #ifndef V3B_SWIGLU_ONCE
@@ -23,11 +26,20 @@ HWY_BEFORE_NAMESPACE();
 namespace v3b::kern::HWY_NAMESPACE {
 namespace {
 
-HWY_INLINE VF silu(DF df, VF a) {
-  // exp(-a) is capped so that a very negative a gives -0 or a denormal, not a / inf * up = NaN for
-  // up = inf.
-  const VF e = hn::Exp(df, hn::Min(hn::Neg(a), hn::Set(df, 88.0F)));
-  return hn::Div(a, hn::Add(hn::Set(df, 1.0F), e));
+// silu(a) u. The argument of exp is capped so that a very negative a gives -0 or a tiny number, not a / inf * u = NaN for
+// u = inf. kFine: for f32 (about 4e-7); else 7e-5 (2e-5 on AVX2), small beside bf16's 4e-3.
+template <bool kFine>
+HWY_INLINE VF gated(VF a, VF u) {
+  const DF df;
+  const VF one = hn::Set(df, 1.0F);
+  if constexpr (kFine) {
+    const VF e = exp_between(at_least(kExpLeast, at_most(86.0F, hn::Neg(a))));
+    return hn::Mul(hn::Div(a, hn::Add(one, e)), u);
+  }
+  const VF d = one_plus_exp_of_minus(at_least(-86.0F, at_most(87.0F, a)));
+  VF q = hn::ApproximateReciprocal(d);  // 14 bits; 12 on AVX2, doubled
+  if constexpr (HWY_TARGET > HWY_AVX3) q = hn::MulAdd(hn::NegMulAdd(d, q, one), q, q);
+  return hn::Mul(hn::Mul(a, q), u);
 }
 
 template <class X, class Y>
@@ -37,13 +49,56 @@ void swiglu_row(int64_t m, const X* g, const X* u, float scale, Y* y) {
   const VF vs = hn::Set(df, scale);
   int64_t i = 0;
   for (; i + n <= m; i += n)
-    store(df, hn::Mul(hn::Mul(silu(df, load(df, g + i)), load(df, u + i)), vs), y + i);
+    store(df, hn::Mul(gated<sizeof(Y) == 4>(load(df, g + i), load(df, u + i)), vs), y + i);
   if (i < m) {
     const size_t tail = static_cast<size_t>(m - i);
-    store_tail(
-        df, hn::Mul(hn::Mul(silu(df, load_tail(df, g + i, tail)), load_tail(df, u + i, tail)), vs),
-        y + i, tail);
+    const VF v = gated<sizeof(Y) == 4>(load_tail(df, g + i, tail), load_tail(df, u + i, tail));
+    store_tail(df, hn::Mul(v, vs), y + i, tail);
   }
+}
+
+// One type: whole cache lines of the output at a time. The rows of gate and up are short streams (4 KiB in V3's
+// experts): what is asked for ahead goes on in the next row, `stride` elements on.
+template <class E, bool kScaled, bool kStream, bool kNative>
+void same_type_row(int64_t m, int64_t stride, const E* g, const E* u, float scale, E* y) {
+  const DF df;
+  constexpr bool kFine = sizeof(E) == 4;
+  constexpr int64_t kAhead = 1024 / sizeof(E);
+  const int64_t n = 2 * static_cast<int64_t>(hn::Lanes(df)), body = m / n * n;
+  const VF vs = hn::Set(df, scale);
+  for (int64_t i = 0; i < body; i += n) {
+    const int64_t next = i + kAhead < body ? i + kAhead : i + kAhead - body + stride;
+    ahead(g + next, 0), ahead(u + next, 0);
+    const Two a = load_two(g + i), b = load_two(u + i);
+    Two v = {gated<kFine>(a.a, b.a), gated<kFine>(a.b, b.b)};
+    if constexpr (kScaled) v = {hn::Mul(v.a, vs), hn::Mul(v.b, vs)};
+    put<kStream>(round_two<E, kNative>(v.a, v.b), y + i);
+  }
+  if (body < m) swiglu_row(m - body, g + body, u + body, scale, y + body);
+}
+template <class E, bool kStream, bool kNative>
+void same_type_rows(const spec::SwigluArgs& a, int threads) {
+  for_spans(a.T, threads, [&](int64_t lo, int64_t hi) {
+    for (int64_t t = lo; t < hi; ++t) {
+      const E* g = static_cast<const E*>(a.gate) + t * a.in_stride;
+      const E* u = static_cast<const E*>(a.up) + t * a.in_stride;
+      E* y = static_cast<E*>(a.y) + t * a.y_stride;
+      if (a.row_scale != nullptr)
+        same_type_row<E, true, kStream, kNative>(a.m, a.in_stride, g, u, a.row_scale[t], y);
+      else
+        same_type_row<E, false, kStream, kNative>(a.m, a.in_stride, g, u, 1.0F, y);
+    }
+    if (kStream) hwy::FlushStream();
+  });
+}
+template <class E>
+void same_type(const spec::SwigluArgs& a, int threads) {
+  const int64_t e = sizeof(E);
+  const bool stream = stream_output(a.T * a.m * e) && line_aligned(a.y, a.y_stride * e);
+  if (native_bf16<E>())
+    return stream ? same_type_rows<E, true, true>(a, threads)
+                  : same_type_rows<E, false, true>(a, threads);
+  stream ? same_type_rows<E, true, false>(a, threads) : same_type_rows<E, false, false>(a, threads);
 }
 
 template <class X, class Y>
@@ -55,6 +110,7 @@ void swiglu_rows(const spec::SwigluArgs& a) {
                static_cast<Y*>(a.y) + t * a.y_stride);
   };
   const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.m) * kExpBytes, 0);
+  if constexpr (sizeof(X) == sizeof(Y)) return same_type<X>(a, threads);
   for_rows(a.T, threads, row);
 }
 
@@ -66,7 +122,7 @@ void swiglu(const spec::SwigluArgs& a) {
   swiglu_rows<float, float>(a);
 }
 
-const char* swiglu_target() { return hwy::TargetName(HWY_TARGET); }
+const char* swiglu_target() { return target_name<uint16_t>(); }
 
 }  // namespace
 }  // namespace v3b::kern::HWY_NAMESPACE
