@@ -2,11 +2,13 @@
 // exact fills bit by bit, pad columns of C untouched.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <random>
 #include <vector>
 
+#include "kernels/gemm/fp8_scales_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
 #include "reference/fp8_gemm.h"
 #include "reference/gemm.h"
@@ -161,6 +163,31 @@ TEST(CudaGemm, Batched) {
   g.c = c.device.data(), g.ldc = N;
   gemm_batched_cuda_mma(g, count, M * K, N * K, M * N, cuda_stream());
   expect_close(download(c, spec::DType::f32), want, true, 0);
+}
+
+// The layouts that cuBLASLt and CUTLASS read, element by element.
+TEST(CudaGemm, Fp8ScaleLayouts) {
+  for (const auto& [m, padded, nb, kb] :
+       {std::array<int64_t, 4>{1, 4, 1, 1}, {5, 8, 2, 3}, {12, 12, 3, 4}, {130, 132, 19, 57}})
+    for (const bool transposed : {false, true}) {
+      const int64_t stride = (kb + 3) / 4 * 4;
+      Array sa = make(m * kb, spec::DType::f32, false, 1),
+            sb = make(nb * kb, spec::DType::f32, false, 2),
+            to_a = make(kb * padded, spec::DType::f32, false, 3),
+            to_b = make(nb * stride, spec::DType::f32, false, 4);
+      fp8_scales_cuda_simt({m, padded, nb, kb, sa.device.as<float>(), to_a.device.as<float>(),
+                            sb.device.as<float>(), to_b.device.as<float>(), stride, transposed},
+                           cuda_stream());
+      cuda_synchronize(cuda_stream());
+      const auto a = download(to_a, spec::DType::f32), b = download(to_b, spec::DType::f32);
+      for (int64_t k = 0; k < kb; ++k)
+        for (int64_t i = 0; i < padded; ++i)
+          ASSERT_EQ(a[size_t(k * padded + i)], i < m ? float(sa.values[size_t(i * kb + k)]) : 0.0f);
+      for (int64_t j = 0; j < nb; ++j)
+        for (int64_t k = 0; k < (transposed ? kb : stride); ++k)
+          ASSERT_EQ(b[size_t(transposed ? k * nb + j : j * stride + k)],
+                    k < kb ? float(sb.values[size_t(j * kb + k)]) : 0.0f);
+    }
 }
 
 TEST(CudaGemm, Fp8BlockScaled) {
