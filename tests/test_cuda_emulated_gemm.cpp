@@ -5,11 +5,17 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "bench/harness/op.h"
+#include "bench/ops/registry.h"
 #include "kernels/gemm/fp8_scales_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
+#include "kernels/gemm/gemm_libs_cuda.h"
+#include "model/error.h"
 #include "reference/fp8_gemm.h"
 #include "reference/gemm.h"
 #include "reference/spec/dtype.h"
@@ -232,6 +238,51 @@ TEST(CudaGemm, Fp8BlockScaled) {
         cuda_synchronize(cuda_stream());
         expect_close(download(c, out), want, exact, out == bf16 ? 3e-3 : 1e-5);
       }
+}
+
+// Library forms are rows with a reason in a build that cannot have them, never silence (law 7).
+TEST(CudaGemm, LibraryFormsSayWhyTheyAreNotHere) {
+  const std::map<std::string, std::vector<std::string>> wanted = {
+      {"gemm", {"cuda_cublaslt", "cuda_cutlass_sm90"}},
+      {"fp8_gemm", {"cuda_cublaslt", "cuda_cutlass_sm90"}},
+      {"moe_experts", {"cuda_cublas"}}};
+  size_t seen = 0;
+  for (const auto& op : bench::all_ops()) {
+    const auto found = wanted.find(op->name());
+    if (found == wanted.end()) continue;
+    for (const std::string& how : found->second) {
+      EXPECT_EQ(op->is_baseline(how), how.find("cublas") != std::string::npos) << how;
+      for (const auto& c : op->cases()) {
+        const bench::Support s = op->support(how, c.text);
+        EXPECT_EQ(s.state, bench::Support::State::not_built) << op->name() << "." << how;
+        EXPECT_FALSE(s.reason.empty());
+      }
+      ++seen;
+    }
+  }
+  EXPECT_EQ(seen, 5u);
+  GemmArgs g;
+  EXPECT_FALSE(cutlass_missing().empty());
+  EXPECT_FALSE(cublaslt_missing().empty());
+  EXPECT_EQ(cublaslt_refuses(g), cublaslt_missing());
+  EXPECT_THROW(cublaslt_plan(g), Error);
+}
+// SPEC 0.6: FP8 sums on Hopper's tensor cores have a class of their own, the exact fill has none.
+TEST(CudaGemm, ToleranceOfAnImplementation) {
+  for (const auto& op : bench::all_ops()) {
+    if (op->name() != "fp8_gemm") continue;
+    const std::string text = "m=128,n=4096,k=7168";
+    const auto plain = op->tolerance(text, bench::Fill::real, "c"),
+               ours = op->tolerance_of("cuda_mma", text, bench::Fill::real, "c"),
+               hopper = op->tolerance_of("cuda_cublaslt", text, bench::Fill::real, "c"),
+               exact = op->tolerance_of("cuda_cublaslt", text, bench::Fill::exact, "c");
+    EXPECT_EQ(plain.rel_fro, ours.rel_fro);
+    EXPECT_EQ(plain.rel_fro, 3e-3);
+    EXPECT_EQ(hopper.rel_fro, 6e-3);
+    EXPECT_EQ(exact.rel_fro + exact.abs_rms + exact.rel + exact.abs, 0);
+    return;
+  }
+  FAIL() << "no fp8_gemm";
 }
 
 }  // namespace

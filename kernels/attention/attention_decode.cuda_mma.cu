@@ -159,7 +159,7 @@ __device__ __forceinline__ void merge_warps(const Params& p, float* shared, int 
       l += weight[w] * sl[w * kRows + row];
     }
     const bool none = l == 0.0f;
-    const float inverse = none ? 0.0f : 1.0f / l;
+    const float inverse = none ? 0.0f : __fdividef(1.0f, l);
     const int64_t head = first_head + row;
     const int64_t at = static_cast<int64_t>(slot < 0 ? b : slot) * p.a.n_h + head;
     for (int c = lane; c < d_v; c += kWarp) {

@@ -174,12 +174,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) decode_kernel(Decode p) {
   V3B_DYNAMIC_SHARED(shared);
   const Shared s = carve(shared);
-  const int64_t row = blockIdx.x, rows = p.s_q * p.n_h, i = row / p.n_h, h = row % p.n_h;
+  const auto heads = static_cast<uint32_t>(p.n_h), group = static_cast<uint32_t>(p.group);
+  const int64_t row = blockIdx.x, rows = p.s_q * p.n_h, i = blockIdx.x / heads;
+  const uint32_t h = blockIdx.x % heads;
   split_walk(
       p.schedule, static_cast<int>(blockIdx.y), [&](int b, int length, int j0, int j1, int slot) {
         Keys k = p.keys;
-        k.k1 = static_cast<const T*>(k.k1) + b * p.k_batch + h / p.group * p.k_head;
-        k.v = static_cast<const T*>(k.v) + b * p.v_batch + h / p.group * p.v_head;
+        k.k1 = static_cast<const T*>(k.k1) + b * p.k_batch + h / group * p.k_head;
+        k.v = static_cast<const T*>(k.v) + b * p.v_batch + h / group * p.v_head;
         if (k.table != nullptr) k.table += b * p.max_blocks;
         load_query(s, static_cast<const T*>(p.q) + (b * rows + row) * p.d_qk, p.d_qk);
         Row r;
