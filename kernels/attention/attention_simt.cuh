@@ -171,7 +171,7 @@ struct Decode {
   float *lse, *partial, *lse2;
 };
 template <class T>
-__global__ void __launch_bounds__(kThreads) decode_kernel(Decode p) {
+__global__ void __launch_bounds__(kThreads, 4) decode_kernel(Decode p) {  // 4: else sm_100 spills
   V3B_DYNAMIC_SHARED(shared);
   const Shared s = carve(shared);
   const auto heads = static_cast<uint32_t>(p.n_h), group = static_cast<uint32_t>(p.group);

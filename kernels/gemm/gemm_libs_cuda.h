@@ -2,11 +2,14 @@
 // cuBLASLt (opened at run time, so that the binary starts without it). CUTLASS: bf16 or E4M3 with A [m,k], B [n,k].
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/core/cuda.h"
 #include "kernels/gemm/gemm.h"
 #include "reference/spec/fp8_gemm.h"
+#include "reference/spec/lm_head_ce.h"
 
 namespace v3b::kern {
 
@@ -40,5 +43,16 @@ void gemm_cuda_cublaslt(const GemmArgs& g, const CublasLtPlan& plan, void* scrat
 int64_t fp8_gemm_cublaslt_scratch_bytes(const spec::Fp8GemmArgs& a);
 void fp8_gemm_cuda_cublaslt(const spec::Fp8GemmArgs& a, CublasLtPlan& plan, void* scratch,
                             CudaStream stream);
+
+// Output head: the logits by cuBLASLt, folded by our kernels. One plan a shape of block.
+struct LmHeadCublasLtPlan {
+  explicit LmHeadCublasLtPlan(const spec::LmHeadCeArgs& a);  // throws v3b::Error where it refuses
+  std::vector<GemmArgs> shapes;
+  std::vector<std::shared_ptr<CublasLtPlan>> plans;
+};
+std::string lm_head_cublaslt_refuses(const spec::LmHeadCeArgs& a);
+// library_scratch: kCublasLtScratchBytes; scratch: lm_head_ce_cuda_scratch_bytes.
+void lm_head_ce_cuda_cublaslt(const spec::LmHeadCeArgs& a, const LmHeadCublasLtPlan& plan,
+                              void* library_scratch, void* scratch, CudaStream stream);
 
 }  // namespace v3b::kern
