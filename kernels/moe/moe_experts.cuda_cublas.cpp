@@ -1,5 +1,8 @@
 // Routed and shared experts with cuBLAS' grouped products: see moe_libs_cuda.h for what a time of it includes.
 // Bounds as in moe_ffn_mma.cuh, plus the rows that go through memory between the steps: (2 K d + 3 K m) e bytes a token.
+// cuBLAS manual 2.8.15 (cublasGemmGroupedBatchedEx): sizes, strides and scalars of groups in host memory, the arrays of
+// pointers in device memory; CUBLAS_COMPUTE_32F takes bf16 x bf16 -> bf16, fp16 alike, f32 x f32 -> f32; operands of bf16
+// start 16-byte aligned where k is a multiple of 8.
 #include "kernels/moe/moe_libs_cuda.h"
 #include "model/error.h"
 
