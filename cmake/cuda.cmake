@@ -39,5 +39,6 @@ find_package(Python3 REQUIRED COMPONENTS Interpreter)  # scripts/cuda_resources.
 find_path(V3B_CUTLASS_INCLUDE cutlass/cutlass.h NO_DEFAULT_PATH PATHS
   ${V3B_DEPS_DIR}/cutlass/include ${V3B_DEPS_DIR}/cutlass/cutlass_library/source/include /usr/local/cuda/include)
 if(NOT V3B_CUTLASS_INCLUDE)
-  message(STATUS "CUDA: no CUTLASS headers in ${V3B_DEPS_DIR}/cutlass: files named *cutlass* are left out")
+  message(STATUS "CUDA: no CUTLASS headers in ${V3B_DEPS_DIR}/cutlass: files named *cutlass* are left out "
+                 "(scripts/install_deps.sh --cuda fetches them)")
 endif()

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "reference/fp8_quant.h"
 #include "reference/spec/dtype.h"
 
 namespace v3b::ref {
@@ -124,10 +125,17 @@ ContiguousLayout contiguous_layout(const std::vector<int64_t>& counts, int64_t a
 }
 
 template <class S>
-void ffn(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, S* y) {
+void ffn(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, S* y, Hidden hidden) {
   const CMap<S> X(x, T, d);
   const Mat<S> a = X * CMap<S>(w.gate, m, d).transpose(), u = X * CMap<S>(w.up, m, d).transpose();
-  const Mat<S> h = a.binaryExpr(u, [](S av, S uv) { return av * sigmoid(av) * uv; });
+  Mat<S> h = a.binaryExpr(u, [](S av, S uv) { return av * sigmoid(av) * uv; });
+  if (hidden == Hidden::fp8) {
+    h = h.unaryExpr([](S v) { return S(bf16_of(v)); }).eval();
+    std::vector<spec::f8e4m3> codes(static_cast<size_t>(T * m));
+    std::vector<float> scales(static_cast<size_t>(T * spec::fp8_blocks(m)));
+    fp8_quantize_act<S>(T, m, h.data(), codes.data(), scales.data());
+    fp8_dequantize_act<S>(T, m, codes.data(), scales.data(), h.data());
+  }
   MMap<S>(y, T, d) = h * CMap<S>(w.down, d, m).transpose();
 }
 
@@ -152,18 +160,18 @@ void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, 
 template <class S>
 void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
          const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared,
-         int64_t shared_m, S* y, spec::MoeAccum accum) {
+         int64_t shared_m, S* y, spec::MoeAccum accum, Hidden hidden) {
   const Dispatch p = dispatch(T, K, E, idx);
   Mat<S> out(p.offsets[E], d);
   for (int64_t e = 0; e < E; ++e) {
     if (p.counts[e] == 0) continue;
     const Mat<S> xe = gather(p, e, K, d, x);
-    ffn(p.counts[e], d, m, xe.data(), experts[e], out.data() + p.offsets[e] * d);
+    ffn(p.counts[e], d, m, xe.data(), experts[e], out.data() + p.offsets[e] * d, hidden);
   }
   combine_rows(p, T, K, d, out.data(), weight, y, accum);
   if (shared.gate) {
     Mat<S> ys(T, d);
-    ffn(T, d, shared_m, x, shared, ys.data());
+    ffn(T, d, shared_m, x, shared, ys.data(), hidden);
     MMap<S> Y(y, T, d);
     if (accum == spec::MoeAccum::bf16)
       Y = Y.binaryExpr(ys, [](S a, S b) { return add_bf16<S>(a, b); }).eval();
@@ -202,12 +210,12 @@ void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S
   template void combine_rows<S>(const Dispatch&, int64_t, int64_t, int64_t, const S*, const S*,   \
                                 S*, spec::MoeAccum);                                              \
   template S add_bf16<S>(S, S);                                                                   \
-  template void ffn<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, S*);                   \
+  template void ffn<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, S*, Hidden);           \
   template void ffn_backward<S>(int64_t, int64_t, int64_t, const S*, const Ffn<S>&, const S*, S*, \
                                 FfnGrad<S>);                                                      \
   template void moe<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*, const int32_t*,     \
                        const S*, const std::vector<Ffn<S>>&, const Ffn<S>&, int64_t, S*,          \
-                       spec::MoeAccum);                                                           \
+                       spec::MoeAccum, Hidden);                                                   \
   template void moe_backward<S>(int64_t, int64_t, int64_t, int64_t, int64_t, const S*,            \
                                 const int32_t*, const S*, const std::vector<Ffn<S>>&,             \
                                 const Ffn<S>&, int64_t, const S*, S*, S*,                         \

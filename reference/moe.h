@@ -56,9 +56,13 @@ struct FfnGrad {
   S* down;
 };  // accumulated
 
+// What happens to the hidden rows between the products: nothing, or rounding to bf16 and quantisation
+// 1x128 with fp32 scales (SPEC 1.22), as a pipeline with FP8 activations has it.
+enum class Hidden { exact, fp8 };
 // y [T,d] = W_down( silu(W_gate x) * (W_up x) )
 template <class S>
-void ffn(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, S* y);
+void ffn(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, S* y,
+         Hidden hidden = Hidden::exact);
 // dx [T,d] accumulated.
 template <class S>
 void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, const S* dy, S* dx,
@@ -70,7 +74,8 @@ void ffn_backward(int64_t T, int64_t d, int64_t m, const S* x, const Ffn<S>& w, 
 template <class S>
 void moe(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x, const int32_t* idx,
          const S* weight, const std::vector<Ffn<S>>& experts, const Ffn<S>& shared,
-         int64_t shared_m, S* y, spec::MoeAccum accum = spec::MoeAccum::fp32);
+         int64_t shared_m, S* y, spec::MoeAccum accum = spec::MoeAccum::fp32,
+         Hidden hidden = Hidden::exact);
 // dx [T,d] and weight gradients are accumulated, dweight [T,K] overwritten.
 template <class S>
 void moe_backward(int64_t T, int64_t d, int64_t m, int64_t E, int64_t K, const S* x,

@@ -1,8 +1,43 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian 12 lacks: compiler and libraries from Debian, oneDNN (OpenMP build)
 # from PyPI, because Debian's is 2.6 without AMX fixes and fp8. Safe to run again.
+#   install_deps.sh           all that a CPU build needs
+#   install_deps.sh --cuda    only what a CUDA build may use besides the toolkit: the CUTLASS headers. No root, no compiler;
+#                             scripts/build.sh runs it for the cuda preset where there is nvcc
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+deps="$root/build/deps"
+
+# CUTLASS is headers only; of the wheel (1500 files) the include folder and the licence are kept, where cmake/cuda.cmake looks.
+cutlass_headers() {
+  local stamp="$deps/cutlass/.version-4.2.0.0" work
+  if [ -f "$stamp" ]; then return; fi
+  mkdir -p "$deps"
+  work=$(mktemp -d "$deps/cutlass.XXXXXX")
+  trap 'rm -rf "$work"' RETURN
+  python3 -m pip download -q --no-deps --disable-pip-version-check -d "$work/whl" \
+    --require-hashes -r "$root/scripts/cutlass_requirements.txt" || return 1
+  python3 - "$work" <<'PY' || return 1
+import pathlib, sys, zipfile
+work = pathlib.Path(sys.argv[1])
+wheel, = work.glob("whl/nvidia_cutlass-*.whl")
+keep = ("cutlass_library/source/include/", "nvidia_cutlass-4.2.0.0.dist-info/licenses/")
+with zipfile.ZipFile(wheel) as z:
+    z.extractall(work / "new", [n for n in z.namelist() if n.startswith(keep)])
+PY
+  touch "$work/new/.version-4.2.0.0"
+  if [ -d "$deps/cutlass" ]; then mv "$deps/cutlass" "$work/old"; fi  # a whole folder or none, whoever compiles beside us
+  mv "$work/new" "$deps/cutlass"
+}
+
+case "${1:-}" in
+  "") ;;
+  --cuda)
+    cutlass_headers && exit 0
+    echo "install_deps.sh: the CUTLASS headers could not be fetched from PyPI" >&2
+    exit 1 ;;
+  *) echo "usage: install_deps.sh [--cuda]" >&2; exit 64 ;;
+esac
 sudo=""; if [ "$(id -u)" -ne 0 ]; then sudo="sudo"; fi
 
 packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-pip xz-utils
@@ -18,7 +53,6 @@ if [ "${#missing[@]}" -gt 0 ]; then
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-deps="$root/build/deps"
 stamp="$deps/onednn/.version-2023.2.0-gomp"
 if [ ! -f "$stamp" ]; then
   mkdir -p "$deps/whl"

@@ -62,7 +62,8 @@ inline std::vector<Victim> moe_victims() {
           {.name = "experts of the next token", .before = rotated("row")}}});
   }
   for (const char* text : {"T=9,d=128,m=64,E=8,K=2", "T=9,d=128,m=64,E=8,K=2,dtype=f32,w_dtype=f32",
-                           "T=9,d=256,m=128,E=8,K=2,w_dtype=f8e4m3,shared_m=128"})
+                           "T=9,d=256,m=128,E=8,K=2,w_dtype=f8e4m3,shared_m=128",
+                           "T=9,d=256,m=128,E=8,K=2,w_dtype=f8e4m3,shared_m=128,dtype=f8e4m3"})
     v.push_back({"moe_experts",
                  text,
                  {{.name = "two experts swapped",
@@ -93,6 +94,23 @@ inline std::vector<Victim> moe_victims() {
                      std::memcpy(g.data(), u.data(), a.size());
                      std::memcpy(u.data(), a.data(), a.size());
                    }}}});
+  v.push_back({"moe_experts",
+               "T=9,d=256,m=256,E=8,K=2,w_dtype=f8e4m3,shared_m=256,dtype=f8e4m3",
+               {{.name = "activation scales of the next row", .before = rotated("x_scale")},
+                {.name = "activation scales of the next block",
+                 .before = on("x_scale", [](HostTensor& s) { rotate(s, 1); })},
+                {.name = "one activation scale for a row",
+                 .before = on("x_scale",
+                              [](HostTensor& s) {
+                                for (int64_t i = 0; i < s.numel(); ++i)
+                                  s.set(i, s.get(i / width(s) * width(s)));
+                              })},
+                {.name = "weight scales of the next block",
+                 .before = on("gate_scale", [](HostTensor& s) { rotate(s, 1); })},
+                {.name = "down's scales transposed",
+                 .before = on("down_scale", [](HostTensor& s) { swap_at(s, 1, 2); })},
+                {.name = "shared expert's scales of the next block",
+                 .before = on("shared_up_scale", [](HostTensor& s) { rotate(s, 1); })}}});
   return v;
 }
 

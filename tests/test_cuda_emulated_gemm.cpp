@@ -2,12 +2,20 @@
 // exact fills bit by bit, pad columns of C untouched.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "bench/harness/op.h"
+#include "bench/ops/registry.h"
+#include "kernels/gemm/fp8_scales_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
+#include "kernels/gemm/gemm_libs_cuda.h"
+#include "model/error.h"
 #include "reference/fp8_gemm.h"
 #include "reference/gemm.h"
 #include "reference/spec/dtype.h"
@@ -163,6 +171,31 @@ TEST(CudaGemm, Batched) {
   expect_close(download(c, spec::DType::f32), want, true, 0);
 }
 
+// The layouts that cuBLASLt and CUTLASS read, element by element.
+TEST(CudaGemm, Fp8ScaleLayouts) {
+  for (const auto& [m, padded, nb, kb] :
+       {std::array<int64_t, 4>{1, 4, 1, 1}, {5, 8, 2, 3}, {12, 12, 3, 4}, {130, 132, 19, 57}})
+    for (const bool transposed : {false, true}) {
+      const int64_t stride = (kb + 3) / 4 * 4;
+      Array sa = make(m * kb, spec::DType::f32, false, 1),
+            sb = make(nb * kb, spec::DType::f32, false, 2),
+            to_a = make(kb * padded, spec::DType::f32, false, 3),
+            to_b = make(nb * stride, spec::DType::f32, false, 4);
+      fp8_scales_cuda_simt({m, padded, nb, kb, sa.device.as<float>(), to_a.device.as<float>(),
+                            sb.device.as<float>(), to_b.device.as<float>(), stride, transposed},
+                           cuda_stream());
+      cuda_synchronize(cuda_stream());
+      const auto a = download(to_a, spec::DType::f32), b = download(to_b, spec::DType::f32);
+      for (int64_t k = 0; k < kb; ++k)
+        for (int64_t i = 0; i < padded; ++i)
+          ASSERT_EQ(a[size_t(k * padded + i)], i < m ? float(sa.values[size_t(i * kb + k)]) : 0.0f);
+      for (int64_t j = 0; j < nb; ++j)
+        for (int64_t k = 0; k < (transposed ? kb : stride); ++k)
+          ASSERT_EQ(b[size_t(transposed ? k * nb + j : j * stride + k)],
+                    k < kb ? float(sb.values[size_t(j * kb + k)]) : 0.0f);
+    }
+}
+
 TEST(CudaGemm, Fp8BlockScaled) {
   using enum spec::DType;
   for (const auto& s : {std::array<int64_t, 3>{1, 1, 1},
@@ -205,6 +238,52 @@ TEST(CudaGemm, Fp8BlockScaled) {
         cuda_synchronize(cuda_stream());
         expect_close(download(c, out), want, exact, out == bf16 ? 3e-3 : 1e-5);
       }
+}
+
+// Library forms are rows with a reason in a build that cannot have them, never silence (law 7).
+TEST(CudaGemm, LibraryFormsSayWhyTheyAreNotHere) {
+  const std::map<std::string, std::vector<std::string>> wanted = {
+      {"gemm", {"cuda_cublaslt", "cuda_cutlass_sm90"}},
+      {"fp8_gemm", {"cuda_cublaslt", "cuda_cutlass_sm90"}},
+      {"lm_head_ce", {"cuda_cublaslt"}},
+      {"moe_experts", {"cuda_cublas"}}};
+  size_t seen = 0;
+  for (const auto& op : bench::all_ops()) {
+    const auto found = wanted.find(op->name());
+    if (found == wanted.end()) continue;
+    for (const std::string& how : found->second) {
+      EXPECT_EQ(op->is_baseline(how), how.find("cublas") != std::string::npos) << how;
+      for (const auto& c : op->cases()) {
+        const bench::Support s = op->support(how, c.text);
+        EXPECT_EQ(s.state, bench::Support::State::not_built) << op->name() << "." << how;
+        EXPECT_FALSE(s.reason.empty());
+      }
+      ++seen;
+    }
+  }
+  EXPECT_EQ(seen, 6u);
+  GemmArgs g;
+  EXPECT_FALSE(cutlass_missing().empty());
+  EXPECT_FALSE(cublaslt_missing().empty());
+  EXPECT_EQ(cublaslt_refuses(g), cublaslt_missing());
+  EXPECT_THROW(cublaslt_plan(g), Error);
+}
+// SPEC 0.6: FP8 sums on Hopper's tensor cores have a class of their own, the exact fill has none.
+TEST(CudaGemm, ToleranceOfAnImplementation) {
+  for (const auto& op : bench::all_ops()) {
+    if (op->name() != "fp8_gemm") continue;
+    const std::string text = "m=128,n=4096,k=7168";
+    const auto plain = op->tolerance(text, bench::Fill::real, "c"),
+               ours = op->tolerance_of("cuda_mma", text, bench::Fill::real, "c"),
+               hopper = op->tolerance_of("cuda_cublaslt", text, bench::Fill::real, "c"),
+               exact = op->tolerance_of("cuda_cublaslt", text, bench::Fill::exact, "c");
+    EXPECT_EQ(plain.rel_fro, ours.rel_fro);
+    EXPECT_EQ(plain.rel_fro, 3e-3);
+    EXPECT_EQ(hopper.rel_fro, 6e-3);
+    EXPECT_EQ(exact.rel_fro + exact.abs_rms + exact.rel + exact.abs, 0);
+    return;
+  }
+  FAIL() << "no fp8_gemm";
 }
 
 }  // namespace

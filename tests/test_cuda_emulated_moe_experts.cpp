@@ -8,7 +8,10 @@
 #include <random>
 #include <vector>
 
+#include "bench/harness/check.h"
+#include "bench/ops/registry.h"
 #include "kernels/moe/moe_experts_cuda.h"
+#include "model/error.h"
 #include "reference/fp8_quant.h"
 #include "reference/moe.h"
 #include "reference/spec/fp8_quant.h"
@@ -257,6 +260,59 @@ TEST(CudaMoeExperts, Layouts) {
   for (const bool masked : {false, true})
     for (const int64_t capacity : {5, 16, 70})
       for (const bool fp8 : {false, true}) check_ffn(masked, capacity, fp8);
+}
+
+// The op's own cases with E4M3 rows: hidden rows quantised in between, ragged blocks, experts that nobody chose.
+TEST(CudaMoeExperts, Fp8RowsAsJobs) {
+  int checked = 0;
+  for (const auto& op : bench::all_ops()) {
+    if (op->name() != "moe_experts") continue;
+    for (const auto& text :
+         {"T=8,d=256,m=80,E=16,K=4,shared_m=80", "T=3,d=203,m=37,E=9,K=2,shared_m=50",
+          "T=41,d=320,m=200,E=6,K=2,shared_m=0,hot=3", "T=70,d=384,m=144,E=3,K=2,shared_m=272"}) {
+      const auto info = op->parse_case(std::string(text) + ",w_dtype=f8e4m3,dtype=f8e4m3");
+      bench::CaseChecker checker(*op, info, 3);
+      for (const auto& how : {"cpu_eigen", "cuda_mma"}) {
+        const auto r = checker.check(how);
+        EXPECT_EQ(r.status, "passed") << how << " " << info.text << ": " << r.reason;
+        ++checked;
+      }
+      EXPECT_EQ(checker.check("cuda_simt").status, "unsupported");
+      EXPECT_EQ(checker.check("cpu_simd").status, "unsupported");
+      EXPECT_EQ(checker.check("cuda_cublas").status, "not_built");
+    }
+    EXPECT_THROW(op->parse_case("T=3,dtype=f8e4m3,w_dtype=bf16"), Error);
+  }
+  EXPECT_EQ(checked, 8);
+}
+
+// The weighted sum around library products: rows and result in bf16.
+TEST(CudaMoeExperts, CombineOfBf16Rows) {
+  const int64_t T = 5, d = 37, K = 3, rows = 11;
+  auto x = normal(size_t(rows * d), 1, 1), shared = normal(size_t(T * d), 1, 2),
+       w = normal(size_t(T * K), 0.5, 3), y = normal(size_t(T * d), 1, 4);
+  std::vector<int64_t> row(size_t(T * K));
+  for (size_t i = 0; i < row.size(); ++i) row[i] = i == 4 ? -1 : int64_t(i * 7 % size_t(rows));
+  const DeviceBuffer dx = put(x, DType::bf16), ds = put(shared, DType::bf16),
+                     dw = put(w, DType::f32), drow = put_raw(row), dy = put(y, DType::bf16);
+  for (const bool with_shared : {false, true}) {
+    moe_experts_combine_cuda_simt(
+        {T, d, K, DType::bf16, dx.data(), drow.as<int64_t>(), dw.as<float>(), dy.data()},
+        DType::bf16, with_shared ? ds.data() : nullptr, cuda_stream());
+    cuda_synchronize(cuda_stream());
+    const auto got = get(dy, size_t(T * d), DType::bf16);
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t j = 0; j < d; ++j) {
+        float want = 0;
+        for (int64_t k = 0; k < K; ++k)
+          if (const int64_t r = row[size_t(t * K + k)]; r >= 0)
+            want += float(w[size_t(t * K + k)]) * float(x[size_t(r * d + j)]);
+        if (with_shared) want += float(shared[size_t(t * d + j)]);
+        const double bound = 0x1p-8 * std::abs(double(want)) + 1e-6;
+        EXPECT_TRUE(std::abs(got[size_t(t * d + j)] - double(want)) <= bound)
+            << t << " " << j << " " << got[size_t(t * d + j)] << " " << want;
+      }
+  }
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ void CaseChecker::check_fill(const std::string& how, Fill fill, CheckResult& res
   }
   if (expected_.count(fill) == 0) expected_.emplace(fill, op_.reference(data));
   const Verdict v = judge(expected_.at(fill), data.tensors, [&](const std::string& output) {
-    return op_.tolerance(info_.text, fill, output);
+    return op_.tolerance_of(how, info_.text, fill, output);
   });
   if (result.judged)
     result.verdict.merge(v);
@@ -144,9 +144,9 @@ CheckResult CaseChecker::check(const std::string& how) {
   return result;
 }
 
-Verdict CaseChecker::judge_real(const DataHandle& data) const {
+Verdict CaseChecker::judge_real(const std::string& how, const DataHandle& data) const {
   return judge(expected_.at(Fill::real), data.tensors, [&](const std::string& output) {
-    return op_.tolerance(info_.text, Fill::real, output);
+    return op_.tolerance_of(how, info_.text, Fill::real, output);
   });
 }
 

@@ -30,8 +30,8 @@ class CaseChecker {
   // once a fill, after the first kernel ran on it.
   CheckResult check(const std::string& how);
 
-  // Judges outputs of any Data made with Fill::real and this seed; check() must have run before.
-  Verdict judge_real(const DataHandle& data) const;
+  // Judges outputs that `how` left in any Data made with Fill::real and this seed; check() must have run before.
+  Verdict judge_real(const std::string& how, const DataHandle& data) const;
   bool has_expected() const { return expected_.count(Fill::real) != 0; }
 
  private:

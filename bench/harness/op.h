@@ -104,6 +104,9 @@ struct Impl {
   // the machine's best of them; each other one is an implementation of its own, "<how>@avx2". Everything that it calls
   // must follow cpu_features() or Highway's dispatch at every call (no oneDNN).
   std::vector<kern::Isa> levels = {};
+  // Null: the op's. Else what SPEC 0.6 allows where this implementation's sums are made (Hopper's FP8 tensor cores keep
+  // about 14 bits inside a segment) or its roundings stand (a library that rounds in between), with the derivation.
+  std::function<Tolerance(const typename Op::Shape&, Fill, const std::string&)> tolerance = nullptr;
 };
 
 // ---- type erasure: what the modes see -------------------------------------------------------------------
@@ -135,6 +138,11 @@ class OpBase {
   virtual Cost cost(const std::string& case_text) const = 0;
   virtual Tolerance tolerance(const std::string& case_text, Fill fill,
                               const std::string& output) const = 0;
+  // The same for one implementation; most have no tolerance of their own.
+  virtual Tolerance tolerance_of(const std::string& /*how*/, const std::string& case_text,
+                                 Fill fill, const std::string& output) const {
+    return tolerance(case_text, fill, output);
+  }
   virtual bool has_exact_fill(const std::string& case_text) const = 0;
 };
 

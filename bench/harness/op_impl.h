@@ -73,6 +73,12 @@ class TypedOp final : public OpBase {
                       const std::string& output) const override {
     return Op::tolerance(shape_from_text<Shape>(text, Op::name), fill, output);
   }
+  Tolerance tolerance_of(const std::string& how, const std::string& text, Fill fill,
+                         const std::string& output) const override {
+    const auto& i = find(how);
+    return i.tolerance ? i.tolerance(shape_from_text<Shape>(text, Op::name), fill, output)
+                       : tolerance(text, fill, output);
+  }
   // Ops whose sums can be made exact declare `static constexpr bool exact_fill = true`.
   bool has_exact_fill(const std::string&) const override {
     if constexpr (requires { Op::exact_fill; }) return Op::exact_fill;

@@ -128,7 +128,7 @@ struct Job {
       if (!t->canaries_intact()) failure = "timed run wrote outside of '" + t->name() + "'";
     std::vector<std::byte> now = output_bytes(r.copies[c]);
     if (!failure.empty() || (!good.empty() && now == good)) return;
-    const Verdict v = checker.judge_real(r.copies[c]);
+    const Verdict v = checker.judge_real(how, r.copies[c]);
     if (!v.passed)
       failure = "after timing: " + v.reason;
     else if (good.empty())

@@ -11,6 +11,7 @@
 #include "kernels/gemm/fp8.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/gemm_cuda.h"
+#include "kernels/gemm/gemm_libs_cuda.h"
 #include "reference/fp8_quant.h"
 #include "reference/rmsnorm.h"
 
@@ -152,6 +153,27 @@ struct Fp8Gemm {
     return c;
   }
 
+  static spec::Fp8GemmArgs on_device(Data& d, CudaMirror& m) {
+    auto a = d.args();
+    m.map(a.qa, a.sa, a.qb, a.sb, a.c);
+    return a;
+  }
+  static Support cutlass_form(const Shape& s) {
+    if (const Support here = sm90a_support(); here.state != Support::State::yes) return here;
+    if (s.dtype != DType::bf16 || s.m % 4 != 0 || s.k % 128 != 0 || s.n % 8 != 0)
+      return {Support::State::unsupported,
+              "the CUTLASS form takes C bf16, m a multiple of 4, k of 128, n of 8"};
+    return {};
+  }
+  // Hopper only: see kernels/gemm/fp8_gemm.cuda_cublaslt.cpp.
+  static Support cublaslt_form(const Shape& s) {
+    if (kern::cuda_device().cc != 90)
+      return {Support::State::unsupported,
+              "cuBLASLt has 1x128 by 128x128 scales on compute capability 9.0 only"};
+    return library_support(kern::cublaslt_refuses(
+        spec::Fp8GemmArgs{s.m, s.n, s.k, nullptr, nullptr, nullptr, nullptr, s.dtype, nullptr}));
+  }
+
   static std::vector<Impl<Fp8Gemm>> impls() {
     std::vector<Impl<Fp8Gemm>> v;
     v.push_back({"cpu_simd",
@@ -169,11 +191,33 @@ struct Fp8Gemm {
                                       double(s.k));
         },
         [](Data& d, CudaMirror& m) {
-          auto a = d.args();
-          m.map(a.qa, a.sa, a.qb, a.sb, a.c);
-          return [a](kern::CudaStream s) { kern::fp8_gemm_cuda_mma(a, s); };
+          return [a = on_device(d, m)](kern::CudaStream s) { kern::fp8_gemm_cuda_mma(a, s); };
         },
         false, 89));
+    // Our choice of tiles and schedule out of NVIDIA's templates, compiled in: listed as ours, its main loop is theirs.
+    v.push_back(cuda_impl<Fp8Gemm>(
+        "cuda_cutlass_sm90", cutlass_form,
+        [](Data& d, CudaMirror& m) {
+          const auto a = on_device(d, m);
+          void* scratch = m.scratch(kern::fp8_gemm_cutlass_sm90_scratch_bytes(a));
+          return [=](kern::CudaStream s) { kern::fp8_gemm_cuda_cutlass_sm90(a, scratch, s); };
+        },
+        false, 90, true));
+    v.push_back(cuda_impl<Fp8Gemm>(
+        "cuda_cublaslt", cublaslt_form,
+        [](Data& d, CudaMirror& m) {
+          const auto a = on_device(d, m);
+          const std::shared_ptr<kern::CublasLtPlan> plan(kern::cublaslt_plan(a),
+                                                         kern::cublaslt_free);
+          void* scratch = m.scratch(kern::fp8_gemm_cublaslt_scratch_bytes(a));
+          return [=](kern::CudaStream s) { kern::fp8_gemm_cuda_cublaslt(a, *plan, scratch, s); };
+        },
+        true, 90, true));
+    for (auto& i : v)
+      if (i.how == "cuda_cutlass_sm90" || i.how == "cuda_cublaslt")
+        i.tolerance = [](const Shape&, Fill fill, const std::string&) {
+          return hopper_fp8_tolerance(fill);
+        };
     // oneDNN 3.2 has no FP8: the weights become fp32 beforehand (4 bytes instead of 1), the
     // activations in the run.
     v.push_back({"cpu_onednn", nullptr,

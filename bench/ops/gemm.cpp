@@ -9,6 +9,7 @@
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/gemm/gemm_cuda.h"
+#include "kernels/gemm/gemm_libs_cuda.h"
 #include "reference/gemm.h"
 #include "reference/rmsnorm.h"
 #include "reference/spec/gemm.h"
@@ -23,6 +24,23 @@ struct Gemm {
   static constexpr bool exact_fill = true;
   using Shape = spec::GemmShape;
 
+  static kern::GemmArgs problem(const Shape& s) {  // without pointers
+    return {s.m,
+            s.n,
+            s.k,
+            nullptr,
+            s.trans_a ? s.m : s.k,
+            s.trans_a,
+            nullptr,
+            s.trans_b ? s.k : s.n,
+            s.trans_b,
+            nullptr,
+            s.n,
+            s.dtype,
+            s.c_type,
+            s.accumulate};
+  }
+
   struct Data {
     Shape shape;
     Fill fill = Fill::real;
@@ -32,21 +50,9 @@ struct Gemm {
                               : std::vector<HostTensor*>{&a, &b, &c};
     }
     kern::GemmArgs args() {
-      const Shape& s = shape;
-      return {s.m,
-              s.n,
-              s.k,
-              a.data(),
-              s.trans_a ? s.m : s.k,
-              s.trans_a,
-              b.data(),
-              s.trans_b ? s.k : s.n,
-              s.trans_b,
-              c.data(),
-              s.n,
-              s.dtype,
-              s.c_type,
-              s.accumulate};
+      kern::GemmArgs g = problem(shape);
+      g.a = a.data(), g.b = b.data(), g.c = c.data();
+      return g;
     }
   };
 
@@ -179,19 +185,44 @@ struct Gemm {
     return c;
   }
 
-  // A CUDA form with the restoring copy in front; the launch takes GemmArgs with device pointers.
+  // A CUDA form with the restoring copy in front; `make` turns GemmArgs with device pointers into the launch.
   template <class F>
-  static CudaPrepare<Gemm> on_device(F entry) {
-    return [entry](Data& d, CudaMirror& m) {
+  static CudaPrepare<Gemm> prepared(F make) {
+    return [make](Data& d, CudaMirror& m) {
       auto g = d.args();
       const void* from = d.shape.accumulate ? d.c_in.data() : nullptr;
       m.map(g.a, g.b, g.c, from);
       const int64_t bytes = d.c.bytes();
+      const std::function<void(kern::CudaStream)> launch = make(g, m);
       return [=](kern::CudaStream s) {
         if (from != nullptr) kern::cuda_copy(g.c, from, bytes, s);
-        entry(g, s);
+        launch(s);
       };
     };
+  }
+  template <class F>
+  static CudaPrepare<Gemm> on_device(F entry) {
+    return prepared([entry](const kern::GemmArgs& g, CudaMirror&) {
+      return [=](kern::CudaStream s) { entry(g, s); };
+    });
+  }
+  // cuBLASLt and CUTLASS: the plan and the scratch are made beforehand.
+  static std::function<void(kern::CudaStream)> cublaslt(const kern::GemmArgs& g, CudaMirror& m) {
+    const std::shared_ptr<kern::CublasLtPlan> plan(kern::cublaslt_plan(g), kern::cublaslt_free);
+    void* scratch = m.scratch(kern::kCublasLtScratchBytes);
+    return [=](kern::CudaStream s) { kern::gemm_cuda_cublaslt(g, *plan, scratch, s); };
+  }
+  static std::function<void(kern::CudaStream)> cutlass(const kern::GemmArgs& g, CudaMirror& m) {
+    void* scratch = m.scratch(kern::gemm_cutlass_sm90_scratch_bytes(g));
+    return [=](kern::CudaStream s) { kern::gemm_cuda_cutlass_sm90(g, scratch, s); };
+  }
+  static Support cutlass_form(const Shape& s) {
+    if (const Support here = sm90a_support(); here.state != Support::State::yes) return here;
+    if (s.dtype != DType::bf16 || s.c_type != DType::bf16 || s.trans_a || !s.trans_b ||
+        s.accumulate || s.n % 8 != 0 || s.k % 8 != 0)
+      return {Support::State::unsupported,
+              "the CUTLASS form takes bf16 with A [m,k], B [n,k], C bf16, n and k multiples of 8"};
+    return {};
   }
   static Support forward_form(const Shape& s) {
     if (s.dtype != DType::bf16 || s.trans_a || !s.trans_b)
@@ -208,6 +239,13 @@ struct Gemm {
           return cuda_emulation_limit(2 * double(s.m) * double(s.n) * double(s.k));
         },
         on_device(kern::gemm_cuda_simt)));
+    // Our choice of tiles and schedule out of NVIDIA's templates, compiled in: listed as ours, its main loop is theirs.
+    v.push_back(
+        cuda_impl<Gemm>("cuda_cutlass_sm90", cutlass_form, prepared(cutlass), false, 90, true));
+    v.push_back(cuda_impl<Gemm>(
+        "cuda_cublaslt",
+        [](const Shape& s) { return library_support(kern::cublaslt_refuses(problem(s))); },
+        prepared(cublaslt), true, 80, true));
     // What the model calls: dot products for few rows, tiles beyond.
     v.push_back({"cpu_simd",
                  nullptr,

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "bench/harness/op.h"
 #include "kernels/core/cuda.h"
+#include "kernels/gemm/gemm_libs_cuda.h"
 
 namespace v3b::bench {
 
@@ -52,6 +54,30 @@ inline Tolerance product_tolerance(Fill fill, int64_t k, spec::DType out) {
   if (out == spec::DType::bf16)
     t.rel_fro = 3e-3, t.rel = 0x1p-8 * 1.01;  // half an ulp is up to 2^-8
   return t;
+}
+
+// SPEC 0.6's class for FP8 on Hopper's tensor cores, for implementations whose sums are made there. Products of a segment of
+// 128 are aligned to the largest exponent and keep about 14 bits: each loses up to 2^-13 of the largest partial sum, some
+// 3 deviations of a segment, and 128 such losses (a uniform one is 0.29 of its range RMS, the range twice that as it goes
+// towards zero) are 0.58 * sqrt(128) * 3 * 2^-13 = 2.4e-3 of the sum's size at most; an element five deviations. Integers
+// of the exact fill need 12 bits and stay exact.
+inline Tolerance hopper_fp8_tolerance(Fill fill) {
+  if (fill == Fill::exact) return {};
+  return {.rel_fro = 6e-3, .abs_rms = 5 * 2.4e-3, .rel = 0x1p-8 * 1.01};
+}
+
+// Code for sm_90a runs on no later architecture.
+inline Support sm90a_support() {
+  if (const std::string missing = kern::cutlass_missing(); !missing.empty())
+    return {Support::State::not_built, missing};
+  if (kern::cuda_device().cc != 90)
+    return {Support::State::unsupported, "compiled for compute capability 9.0 only (wgmma, TMA)"};
+  return {};
+}
+// Library forms of dense products that this build or machine may lack.
+inline Support library_support(const std::string& refusal) {
+  if (refusal.empty()) return {};
+  return {Support::State::unsupported, refusal};
 }
 
 // The plain form with fp32 copies of its weights: not for shapes that would take minutes or half

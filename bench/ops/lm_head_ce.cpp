@@ -154,6 +154,24 @@ struct LmHeadCe {
       void* scratch = m.scratch(kern::lm_head_ce_cuda_scratch_bytes(a));
       return [=](kern::CudaStream stream) { kern::lm_head_ce_cuda_mma(a, scratch, stream); };
     }));
+    v.push_back(cuda_impl<LmHeadCe>(
+        "cuda_cublaslt",
+        [](const Shape& s) {
+          spec::LmHeadCeArgs a{};
+          a.T = s.T, a.d = s.d, a.V = s.V, a.dtype = s.dtype;
+          return library_support(kern::lm_head_cublaslt_refuses(a));
+        },
+        [](Data& d, CudaMirror& m) {
+          auto a = d.args();
+          m.map(a.h, a.w, a.labels, a.nll, a.lse, a.argmax);
+          const auto plan = std::make_shared<const kern::LmHeadCublasLtPlan>(a);
+          void* library = m.scratch(kern::kCublasLtScratchBytes);
+          void* scratch = m.scratch(kern::lm_head_ce_cuda_scratch_bytes(a));
+          return [=](kern::CudaStream s) {
+            kern::lm_head_ce_cuda_cublaslt(a, *plan, library, scratch, s);
+          };
+        },
+        true, 80, true));
     // All logits by oneDNN, then the plain cross-entropy over them.
     v.push_back({"cpu_onednn", nullptr,
                  [](Data& d) {

@@ -22,6 +22,14 @@ constexpr int kRows = 16, kKeys = 16;          // heads of a block, keys of a wa
 constexpr int kScheduleTile = kWarps * kKeys;  // keys that a part is counted in
 constexpr int64_t kMost = 256;
 
+// Registers: by itself ptxas takes what as many blocks as fit shared memory leave, and for sm_100, which needs some more
+// at 128 and 192, spills. One block fewer there.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define V3B_DECODE_BOUNDS __launch_bounds__(kThreads, DQ >= 256 ? 1 : DQ >= 128 ? 2 : 3)
+#else
+#define V3B_DECODE_BOUNDS __launch_bounds__(kThreads)
+#endif
+
 struct Params {
   spec::AttentionDecodeArgs a;
   SplitSchedule schedule;
@@ -159,7 +167,7 @@ __device__ __forceinline__ void merge_warps(const Params& p, float* shared, int 
       l += weight[w] * sl[w * kRows + row];
     }
     const bool none = l == 0.0f;
-    const float inverse = none ? 0.0f : 1.0f / l;
+    const float inverse = none ? 0.0f : __fdividef(1.0f, l);
     const int64_t head = first_head + row;
     const int64_t at = static_cast<int64_t>(slot < 0 ? b : slot) * p.a.n_h + head;
     for (int c = lane; c < d_v; c += kWarp) {
@@ -184,7 +192,7 @@ __device__ __forceinline__ void merge_warps(const Params& p, float* shared, int 
 }
 
 template <int DQ, int DV>
-__global__ void __launch_bounds__(kThreads) attention_decode_kernel(Params p) {
+__global__ void V3B_DECODE_BOUNDS attention_decode_kernel(Params p) {
   using X = Tile<DQ, DV>;
   V3B_DYNAMIC_SHARED(shared);
   bf16* stages = reinterpret_cast<bf16*>(shared) + 2 * X::kStage * warp_id();

@@ -171,15 +171,17 @@ struct Decode {
   float *lse, *partial, *lse2;
 };
 template <class T>
-__global__ void __launch_bounds__(kThreads) decode_kernel(Decode p) {
+__global__ void __launch_bounds__(kThreads, 4) decode_kernel(Decode p) {  // 4: else sm_100 spills
   V3B_DYNAMIC_SHARED(shared);
   const Shared s = carve(shared);
-  const int64_t row = blockIdx.x, rows = p.s_q * p.n_h, i = row / p.n_h, h = row % p.n_h;
+  const auto heads = static_cast<uint32_t>(p.n_h), group = static_cast<uint32_t>(p.group);
+  const int64_t row = blockIdx.x, rows = p.s_q * p.n_h, i = blockIdx.x / heads;
+  const uint32_t h = blockIdx.x % heads;
   split_walk(
       p.schedule, static_cast<int>(blockIdx.y), [&](int b, int length, int j0, int j1, int slot) {
         Keys k = p.keys;
-        k.k1 = static_cast<const T*>(k.k1) + b * p.k_batch + h / p.group * p.k_head;
-        k.v = static_cast<const T*>(k.v) + b * p.v_batch + h / p.group * p.v_head;
+        k.k1 = static_cast<const T*>(k.k1) + b * p.k_batch + h / group * p.k_head;
+        k.v = static_cast<const T*>(k.v) + b * p.v_batch + h / group * p.v_head;
         if (k.table != nullptr) k.table += b * p.max_blocks;
         load_query(s, static_cast<const T*>(p.q) + (b * rows + row) * p.d_qk, p.d_qk);
         Row r;

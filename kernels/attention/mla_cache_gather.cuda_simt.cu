@@ -10,13 +10,16 @@ namespace {
 
 using namespace dev;
 
-constexpr int kThreads = 128, kRows = kThreads / 32;
+// Blocks an SM: without a wish ptxas aims at 16 of them, 32 registers, and spills; 8 are enough for a copy.
+constexpr int kThreads = 128, kRows = kThreads / 32, kBlocks = 8;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) mla_cache_gather_kernel(spec::MlaCacheGatherArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    mla_cache_gather_kernel(spec::MlaCacheGatherArgs a) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kRows + warp_id();
   if (j >= a.s) return;
-  const int64_t slot = a.block_table[j / a.page] * a.page + j % a.page, d = a.d_c + a.d_r;
+  const auto place = static_cast<uint32_t>(j), page = static_cast<uint32_t>(a.page);
+  const int64_t slot = a.block_table[place / page] * a.page + place % page, d = a.d_c + a.d_r;
   const uint8_t* row = static_cast<const uint8_t*>(a.cache) +
                        slot * spec::mla_cache_row_bytes(a.kv_format, a.dtype, a.d_c, a.d_r);
   T* out = static_cast<T*>(a.out) + j * d;

@@ -13,6 +13,7 @@ namespace {
 using namespace dev;
 
 constexpr int kThreads = 128, kRows = kThreads / 32;
+constexpr int kBlocks = 8;  // an SM: without a wish ptxas aims at more, and spills
 constexpr int64_t kTile = 128;
 
 // One tile of up to 128 values, four neighbours a lane.
@@ -45,7 +46,8 @@ __device__ void write_tile(const T* __restrict__ c, int64_t n, bool pow2, bool w
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) mla_cache_write_kernel(spec::MlaCacheWriteArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    mla_cache_write_kernel(spec::MlaCacheWriteArgs a) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kRows + warp_id();
   if (t >= a.T) return;
   const int64_t slot = a.slots[t];
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(kThreads) mla_cache_write_kernel(spec::MlaCach
   }
   const int64_t tiles = (a.d_c + kTile - 1) / kTile;
   const bool words = a.d_c % 4 == 0 && reinterpret_cast<uintptr_t>(row) % 4 == 0;
+#pragma unroll 1  // five divisions a tile, each with a slow path that is a call
   for (int64_t i = 0; i < tiles; ++i)
     write_tile(c + i * kTile, min(kTile, a.d_c - i * kTile),
                a.kv_format == spec::KvFormat::fp8_656_pow2, words, row + i * kTile,

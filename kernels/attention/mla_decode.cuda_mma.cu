@@ -328,7 +328,9 @@ __device__ void write_rows(const Params& p, float* smax, int b, int slot, int fi
 }
 
 template <int MR, int NK>
-__global__ void __launch_bounds__(Tile<MR, NK>::kThreads) mla_decode_kernel(Params p) {
+__global__ void __launch_bounds__(Tile<MR, NK>::kThreads,
+                                  MR == 16 ? 2 : 1)  // what shared memory holds
+    mla_decode_kernel(Params p) {
   using X = Tile<MR, NK>;
   V3B_DYNAMIC_SHARED(shared);
   bf16* q = reinterpret_cast<bf16*>(shared);

@@ -9,6 +9,7 @@
 #include "cutlass/gemm/collective/collective_builder.hpp"
 #include "cutlass/gemm/device/gemm_universal_adapter.h"
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
+#include "kernels/gemm/fp8_scales_cuda.h"
 #include "kernels/gemm/gemm_libs_cuda.h"
 #include "model/error.h"
 
@@ -75,15 +76,6 @@ void check(cutlass::Status s, const char* where) {
     throw Error(ExitCode::usage, cutlass::cutlassGetStatusString(s), where);
 }
 
-__global__ void transpose_kernel(int64_t rows, int64_t cols, const float* x, float* y) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < rows * cols) y[i] = x[i % rows * cols + i / rows];
-}
-void transpose(int64_t rows, int64_t cols, const float* x, float* y, CudaStream stream) {
-  transpose_kernel<<<static_cast<unsigned>((rows * cols + 255) / 256), 256, 0, stream>>>(rows, cols,
-                                                                                         x, y);
-}
-
 }  // namespace
 
 int64_t fp8_gemm_cutlass_sm90_scratch_bytes(const spec::Fp8GemmArgs& a) {
@@ -93,10 +85,10 @@ int64_t fp8_gemm_cutlass_sm90_scratch_bytes(const spec::Fp8GemmArgs& a) {
 void fp8_gemm_cuda_cutlass_sm90(const spec::Fp8GemmArgs& f, void* scratch, CudaStream stream) {
   if (f.m == 0 || f.n == 0) return;
   char* base = static_cast<char*>(scratch);
-  const int64_t kb = spec::fp8_blocks(f.k);
-  transpose(f.m, kb, f.sa, reinterpret_cast<float*>(base), stream);
-  transpose(spec::fp8_blocks(f.n), kb, f.sb, reinterpret_cast<float*>(base + scale_bytes_a(f)),
-            stream);
+  const int64_t kb = spec::fp8_blocks(f.k), nb = spec::fp8_blocks(f.n);
+  fp8_scales_cuda_simt({f.m, f.m, nb, kb, f.sa, reinterpret_cast<float*>(base), f.sb,
+                        reinterpret_cast<float*>(base + scale_bytes_a(f)), kb, true},
+                       stream);
   const auto a = arguments(f, scratch);
   Gemm gemm;
   check(gemm.can_implement(a), "CUTLASS FP8 product");

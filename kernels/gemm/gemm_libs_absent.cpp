@@ -30,11 +30,14 @@ namespace {
   throw Error(ExitCode::usage, cublaslt_missing(), "cuBLASLt product");
 }
 }  // namespace
+std::string cublaslt_refuses(const GemmArgs&) { return cublaslt_missing(); }
+std::string cublaslt_refuses(const spec::Fp8GemmArgs&) { return cublaslt_missing(); }
 CublasLtPlan* cublaslt_plan(const GemmArgs&) { no_cublaslt(); }
 CublasLtPlan* cublaslt_plan(const spec::Fp8GemmArgs&) { no_cublaslt(); }
 void cublaslt_free(CublasLtPlan*) {}
 void gemm_cuda_cublaslt(const GemmArgs&, const CublasLtPlan&, void*, CudaStream) { no_cublaslt(); }
-void fp8_gemm_cuda_cublaslt(const spec::Fp8GemmArgs&, const CublasLtPlan&, void*, CudaStream) {
+int64_t fp8_gemm_cublaslt_scratch_bytes(const spec::Fp8GemmArgs&) { no_cublaslt(); }
+void fp8_gemm_cuda_cublaslt(const spec::Fp8GemmArgs&, CublasLtPlan&, void*, CudaStream) {
   no_cublaslt();
 }
 #endif

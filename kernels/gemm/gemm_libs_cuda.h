@@ -1,12 +1,15 @@
 // Dense products through NVIDIA's libraries: CUTLASS for Hopper (TMA and wgmma, compiled in where its headers are found),
-// cuBLASLt (opened at run time, so that the binary starts without it). All bf16 or E4M3 with A [m,k], B [n,k].
+// cuBLASLt (opened at run time, so that the binary starts without it). CUTLASS: bf16 or E4M3 with A [m,k], B [n,k].
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/core/cuda.h"
 #include "kernels/gemm/gemm.h"
 #include "reference/spec/fp8_gemm.h"
+#include "reference/spec/lm_head_ce.h"
 
 namespace v3b::kern {
 
@@ -22,19 +25,34 @@ void gemm_cuda_cutlass_sm90(const GemmArgs& g, void* scratch, CudaStream stream)
 int64_t fp8_gemm_cutlass_sm90_scratch_bytes(const spec::Fp8GemmArgs& a);
 void fp8_gemm_cuda_cutlass_sm90(const spec::Fp8GemmArgs& a, void* scratch, CudaStream stream);
 
-// cuBLASLt with the first algorithm of its heuristics. Any transposition; f32 in full fp32. The plan is made at the first
-// call of a shape and kept in `plan` (create with cublaslt_plan, one per problem; freed by cublaslt_free).
+// cuBLASLt with the first algorithm of its heuristics. gemm: any transposition; f32 in full fp32. FP8: 1x128 by 128x128
+// scales, capability 9.0 only (fp8_gemm.cuda_cublaslt.cpp says why). A plan is for one shape; its making needs the device.
 struct CublasLtPlan;
-inline constexpr int64_t kCublasLtScratchBytes = int64_t{32} << 20;
-CublasLtPlan* cublaslt_plan(const GemmArgs& g);  // throws Error where the library has no algorithm
-CublasLtPlan* cublaslt_plan(
-    const spec::Fp8GemmArgs& a);  // 1x128 by 128x128 scales; m and n multiples of 16
+inline constexpr int64_t kCublasLtScratchBytes = int64_t{32} << 20;  // of the library itself
+// Empty where cublaslt_plan(a) would succeed, else why not.
+std::string cublaslt_refuses(const GemmArgs& g);
+std::string cublaslt_refuses(const spec::Fp8GemmArgs& a);
+CublasLtPlan* cublaslt_plan(const GemmArgs& g);  // throws v3b::Error where it refuses
+CublasLtPlan* cublaslt_plan(const spec::Fp8GemmArgs& a);
 void cublaslt_free(CublasLtPlan* plan);
+// scratch: kCublasLtScratchBytes.
 void gemm_cuda_cublaslt(const GemmArgs& g, const CublasLtPlan& plan, void* scratch,
                         CudaStream stream);
-// Scales of the activations: the library wants them [ceil(k/128), m]; `sa` is copied so by the call (scratch behind the
-// library's own: m * ceil(k/128) * 4 bytes more).
-void fp8_gemm_cuda_cublaslt(const spec::Fp8GemmArgs& a, const CublasLtPlan& plan, void* scratch,
+// The scales are brought into the library's layout in the scratch, part of the call; so is a copy of the rows where m is no
+// multiple of 4. n and k multiples of 16.
+int64_t fp8_gemm_cublaslt_scratch_bytes(const spec::Fp8GemmArgs& a);
+void fp8_gemm_cuda_cublaslt(const spec::Fp8GemmArgs& a, CublasLtPlan& plan, void* scratch,
                             CudaStream stream);
+
+// Output head: the logits by cuBLASLt, folded by our kernels. One plan a shape of block.
+struct LmHeadCublasLtPlan {
+  explicit LmHeadCublasLtPlan(const spec::LmHeadCeArgs& a);  // throws v3b::Error where it refuses
+  std::vector<GemmArgs> shapes;
+  std::vector<std::shared_ptr<CublasLtPlan>> plans;
+};
+std::string lm_head_cublaslt_refuses(const spec::LmHeadCeArgs& a);
+// library_scratch: kCublasLtScratchBytes; scratch: lm_head_ce_cuda_scratch_bytes.
+void lm_head_ce_cuda_cublaslt(const spec::LmHeadCeArgs& a, const LmHeadCublasLtPlan& plan,
+                              void* library_scratch, void* scratch, CudaStream stream);
 
 }  // namespace v3b::kern

@@ -123,6 +123,13 @@ Cut cut_of(const spec::LmHeadCeArgs& a) {
           (rows * pieces_of(a.V) * static_cast<int64_t>(sizeof(Piece)) + 255) / 256 * 256};
 }
 
+GemmArgs product_of(const spec::LmHeadCeArgs& a, const Cut& c, int64_t rows, int64_t columns) {
+  GemmArgs g;
+  g.M = rows, g.N = columns, g.K = a.d;
+  g.lda = g.ldb = a.d, g.ldc = c.stride, g.ab_type = a.dtype;
+  return g;
+}
+
 }  // namespace
 
 int64_t cross_entropy_rows_cuda_scratch_bytes(int64_t T, int64_t V) {
@@ -141,7 +148,23 @@ int64_t lm_head_ce_cuda_scratch_bytes(const spec::LmHeadCeArgs& a) {
   const Cut c = cut_of(a);
   return c.pieces_bytes + c.rows * c.stride * 4;
 }
+std::vector<GemmArgs> lm_head_ce_cuda_products(const spec::LmHeadCeArgs& a) {
+  std::vector<GemmArgs> all;
+  if (a.T == 0 || a.V == 0) return all;
+  const Cut c = cut_of(a);
+  const auto add = [&](int64_t rows, int64_t columns) {
+    if (rows > 0 && columns > 0) all.push_back(product_of(a, c, rows, columns));
+  };
+  const int64_t last_rows = a.T % c.rows, last_columns = a.V % c.columns;
+  for (const int64_t rows : {c.rows, last_rows})
+    for (const int64_t columns : {c.columns, last_columns}) add(rows, columns);
+  return all;
+}
 void lm_head_ce_cuda_mma(const spec::LmHeadCeArgs& a, void* scratch, CudaStream stream) {
+  lm_head_ce_cuda_by(a, scratch, stream, [&](const GemmArgs& g) { gemm_cuda_mma(g, stream); });
+}
+void lm_head_ce_cuda_by(const spec::LmHeadCeArgs& a, void* scratch, CudaStream stream,
+                        const std::function<void(const GemmArgs&)>& product) {
   if (a.T == 0 || a.V == 0) return;
   const Cut c = cut_of(a);
   auto* pieces = static_cast<Piece*>(scratch);
@@ -152,13 +175,11 @@ void lm_head_ce_cuda_mma(const spec::LmHeadCeArgs& a, void* scratch, CudaStream 
     const int64_t* labels = a.labels == nullptr ? nullptr : a.labels + t;
     for (int64_t v = 0; v < a.V; v += c.columns) {
       const int64_t n = std::min(c.columns, a.V - v);
-      GemmArgs g;
-      g.M = rows, g.N = n, g.K = a.d;
-      g.a = static_cast<const uint8_t*>(a.h) + t * a.d * elem, g.lda = a.d;
-      g.b = static_cast<const uint8_t*>(a.w) + v * a.d * elem, g.ldb = a.d;
-      g.c = logits, g.ldc = c.stride;
-      g.ab_type = a.dtype;
-      gemm_cuda_mma(g, stream);
+      GemmArgs g = product_of(a, c, rows, n);
+      g.a = static_cast<const uint8_t*>(a.h) + t * a.d * elem;
+      g.b = static_cast<const uint8_t*>(a.w) + v * a.d * elem;
+      g.c = logits;
+      product(g);
       fold(rows, logits, c.stride, n, v, labels, pieces, count, stream);
     }
     finish(rows, pieces, count, labels, a.nll == nullptr ? nullptr : a.nll + t, a.lse + t,

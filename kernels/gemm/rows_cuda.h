@@ -1,7 +1,11 @@
 // Row kernels beside the dense products on CUDA: quantisation, top-k backward, cross-entropy. Arguments as in
 // reference/spec, pointers are device memory; work is put on the stream. All are bound by bytes.
 #pragma once
+#include <functional>
+#include <vector>
+
 #include "kernels/core/cuda.h"
+#include "kernels/gemm/gemm.h"
 #include "reference/spec/fp8_quant.h"
 #include "reference/spec/lm_head_ce.h"
 #include "reference/spec/topk.h"
@@ -18,6 +22,10 @@ void topk_backward_cuda_simt(const spec::TopkBackwardArgs& a, CudaStream stream)
 // of 4096 columns; one warp a row merges the pieces. NaN logits make lse and nll NaN and never win the argmax.
 int64_t lm_head_ce_cuda_scratch_bytes(const spec::LmHeadCeArgs& a);
 void lm_head_ce_cuda_mma(const spec::LmHeadCeArgs& a, void* scratch, CudaStream stream);
+// The same around any product: calls it for every block of logits, one shape of lm_head_ce_cuda_products(a) each.
+void lm_head_ce_cuda_by(const spec::LmHeadCeArgs& a, void* scratch, CudaStream stream,
+                        const std::function<void(const GemmArgs&)>& product);
+std::vector<GemmArgs> lm_head_ce_cuda_products(const spec::LmHeadCeArgs& a);
 
 // The folding alone, of logits z [T, V] at row stride ldz. labels, nll and argmax may be null.
 int64_t cross_entropy_rows_cuda_scratch_bytes(int64_t T, int64_t V);

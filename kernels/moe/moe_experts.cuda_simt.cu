@@ -1,10 +1,13 @@
 // Expert products without tensor cores, every pair of types, and the whole op around either form. A warp computes one
 // column for up to 8 rows of an expert: weights are read once per 8 rows, which is the least for decode.
 // Bounds on H100: 6 d m FLOPs a row at 67 TFLOP/s fp32; the chosen experts' weights at 3.35 TB/s.
+#include <algorithm>
+
 #include "kernels/moe/moe_cuda.h"
 #include "kernels/moe/moe_experts_cuda.h"
 #include "kernels/moe/moe_groups.cuh"
 #include "model/error.h"
+#include "reference/spec/fp8_quant.h"
 
 namespace v3b::kern {
 namespace {
@@ -94,10 +97,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 // y[t] = sum over k of weight * row, then the shared expert's row: fp32, one rounding. bf16_steps (MoeAccum::bf16): every
 // row, product and partial sum rounded to bf16, rows ascending.
-template <class TX>
+template <class TR, class TX>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(int64_t d, int64_t K, bool bf16_steps, const float* rows, const int64_t* row,
-                   const float* weight, const float* shared_rows, TX* y) {
+    combine_kernel(int64_t d, int64_t K, bool bf16_steps, const TR* rows, const int64_t* row,
+                   const float* weight, const TR* shared_rows, TX* y) {
   const int64_t t = blockIdx.x, j = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (j >= d) return;
   float s = 0;
@@ -111,23 +114,25 @@ __global__ void __launch_bounds__(kThreads)
         if (r > last && (next < 0 || r < next)) next = r, w = weight[t * K + k];
       }
       if (next < 0) break;
-      s = cut(s + cut(w * cut(rows[next * d + j])));
+      s = cut(s + cut(w * cut(as_float(rows[next * d + j]))));
       last = next;
     }
-    if (shared_rows != nullptr) s = cut(s + cut(shared_rows[t * d + j]));
+    if (shared_rows != nullptr) s = cut(s + cut(as_float(shared_rows[t * d + j])));
   } else {
     for (int64_t k = 0; k < K; ++k) {
       const int64_t r = row[t * K + k];
-      if (r >= 0) s += weight[t * K + k] * rows[r * d + j];
+      if (r >= 0) s += weight[t * K + k] * as_float(rows[r * d + j]);
     }
-    if (shared_rows != nullptr) s += shared_rows[t * d + j];
+    if (shared_rows != nullptr) s += as_float(shared_rows[t * d + j]);
   }
   y[t * d + j] = from_float<TX>(s);
 }
 
 struct Layout {  // of the scratch
-  int64_t offsets, row, source, plan, experts, hidden, rows, shared_hidden, shared_rows, bytes;
+  int64_t offsets, row, source, plan, experts, hidden, rows, shared_hidden, shared_rows, codes,
+      scales, bytes;
 };
+bool fp8_rows(const spec::MoeExpertsArgs& a) { return a.x_dtype == DType::f8e4m3; }
 spec::MoeDispatchArgs plan_of(const spec::MoeExpertsArgs& a) {
   return {a.T, a.d, a.E, a.K, a.x_dtype, a.x, a.idx, nullptr, nullptr, nullptr};
 }
@@ -139,7 +144,12 @@ Layout layout_of(const spec::MoeExpertsArgs& a) {
     at += (bytes + 255) / 256 * 256;
     return here;
   };
-  const int64_t slots = a.T * a.K, e = spec::dtype_bytes(a.x_dtype);
+  const int64_t slots = a.T * a.K, e = a.x_dtype == DType::f32 ? 4 : 2;
+  // Codes and scales of the hidden rows, of the experts first, of the shared one then.
+  const int64_t coded = fp8_rows(a) ? std::max(slots * a.m, a.T * a.shared_m) : 0,
+                blocks = fp8_rows(a) ? std::max(slots * spec::fp8_blocks(a.m),
+                                                a.T * spec::fp8_blocks(a.shared_m))
+                                     : 0;
   l.offsets = take((a.E + 1) * 8);
   l.row = take(slots * 8);
   l.source = take(slots * 4);
@@ -149,6 +159,8 @@ Layout layout_of(const spec::MoeExpertsArgs& a) {
   l.rows = take(slots * a.d * 4);
   l.shared_hidden = take(a.shared_m > 0 ? a.T * a.shared_m * e : 0);
   l.shared_rows = take(a.shared_m > 0 ? a.T * a.d * 4 : 0);
+  l.codes = take(coded);
+  l.scales = take(blocks * 4);
   l.bytes = at;
   return l;
 }
@@ -177,6 +189,11 @@ void whole(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream, F&& 
   f.groups = {a.E, offsets, slots, a.T, nullptr, 0};
   f.d = a.d, f.m = a.m, f.x_type = a.x_dtype, f.w_type = a.w_dtype, f.x = a.x, f.source = source;
   f.experts = a.experts, f.hidden = base + l.hidden, f.out = rows;
+  if (fp8_rows(a)) {
+    f.x_scale = a.x_scale;
+    f.hidden_codes = reinterpret_cast<spec::f8e4m3*>(base + l.codes);
+    f.hidden_scale = reinterpret_cast<float*>(base + l.scales);
+  }
   ffn(f, stream);
   float* shared_rows = nullptr;
   if (a.shared_m > 0) {
@@ -188,15 +205,9 @@ void whole(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream, F&& 
     f.hidden = base + l.shared_hidden, f.out = shared_rows;
     ffn(f, stream);
   }
-  const LaunchConfig c = {
-      dim3(static_cast<unsigned>(a.T), static_cast<unsigned>((a.d + kThreads - 1) / kThreads)),
-      kThreads, 0, stream};
-  if (a.x_dtype == DType::bf16)
-    launch(combine_kernel<bf16>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row,
-           a.weight, shared_rows, static_cast<bf16*>(a.y));
-  else
-    launch(combine_kernel<float>, c, a.d, a.K, a.moe_accum == spec::MoeAccum::bf16, rows, row,
-           a.weight, shared_rows, static_cast<float*>(a.y));
+  moe_experts_combine_cuda_simt({a.T, a.d, a.K, a.x_dtype == DType::f32 ? DType::f32 : DType::bf16,
+                                 rows, row, a.weight, a.y, a.moe_accum},
+                                DType::f32, shared_rows, stream);
 }
 
 }  // namespace
@@ -209,11 +220,28 @@ void moe_ffn_cuda_simt(const MoeFfnArgs& a, CudaStream stream) {
     run<float>(a, stream);
 }
 int64_t moe_experts_cuda_scratch_bytes(const spec::MoeExpertsArgs& a) { return layout_of(a).bytes; }
+void moe_experts_combine_cuda_simt(const spec::MoeCombineArgs& c, DType rows_type,
+                                   const void* shared_rows, CudaStream stream) {
+  const LaunchConfig config = {
+      dim3(static_cast<unsigned>(c.T), static_cast<unsigned>((c.d + kThreads - 1) / kThreads)),
+      kThreads, 0, stream};
+  const auto run = [&]<class TR, class TX>(const TR* rows, TX* y) {
+    launch(combine_kernel<TR, TX>, config, c.d, c.K, c.moe_accum == spec::MoeAccum::bf16, rows,
+           c.row, c.weight, static_cast<const TR*>(shared_rows), y);
+  };
+  if (rows_type == DType::bf16)
+    run(static_cast<const bf16*>(c.rows), static_cast<bf16*>(c.y));
+  else if (c.dtype == DType::bf16)
+    run(static_cast<const float*>(c.rows), static_cast<bf16*>(c.y));
+  else
+    run(static_cast<const float*>(c.rows), static_cast<float*>(c.y));
+}
 void moe_experts_cuda_mma(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream) {
-  if (a.x_dtype != DType::bf16 || a.w_dtype == DType::f32)
+  if (a.x_dtype == DType::f32 || a.w_dtype == DType::f32 ||
+      (fp8_rows(a) && a.w_dtype != DType::f8e4m3))
     throw Error(ExitCode::usage, "expert products on tensor cores", "types of the arguments",
-                "x bf16, weights bf16 or f8e4m3", "");
-  whole(a, scratch, stream, moe_ffn_cuda_mma);
+                "x bf16 with weights bf16 or f8e4m3, or both f8e4m3", "");
+  whole(a, scratch, stream, fp8_rows(a) ? moe_ffn_fp8_cuda_mma : moe_ffn_cuda_mma);
 }
 void moe_experts_cuda_simt(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream) {
   whole(a, scratch, stream, moe_ffn_cuda_simt);

@@ -2,6 +2,7 @@
 // everything on `stream`, sizes that depend on the routes are looked up on the device: no host round trip, capturable.
 #pragma once
 #include "kernels/core/cuda.h"
+#include "reference/spec/moe_dispatch.h"
 #include "reference/spec/moe_experts.h"
 
 namespace v3b::kern {
@@ -43,9 +44,12 @@ void moe_ffn_cuda_simt(const MoeFfnArgs& a, CudaStream stream);
 // then the shared one, one rounding). a.experts is an array in device memory; experts that nobody chose are not read.
 // Scratch: device memory of moe_experts_cuda_scratch_bytes, 256-byte aligned, contents do not matter.
 int64_t moe_experts_cuda_scratch_bytes(const spec::MoeExpertsArgs& a);
-// x bf16, w bf16 or E4M3.
+// x bf16 with w bf16 or E4M3; x E4M3 (x_scale) with w E4M3: capability 8.9 or later, moe_accum fp32.
 void moe_experts_cuda_mma(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream);
-// Every pair of types.
+// Every pair of types but E4M3 x.
 void moe_experts_cuda_simt(const spec::MoeExpertsArgs& a, void* scratch, CudaStream stream);
+// The last step alone: c.rows of rows_type (f32, or bf16 with bf16 y), shared_rows [T, d] of rows_type or null.
+void moe_experts_combine_cuda_simt(const spec::MoeCombineArgs& c, spec::DType rows_type,
+                                   const void* shared_rows, CudaStream stream);
 
 }  // namespace v3b::kern

@@ -76,8 +76,15 @@ __device__ __forceinline__ bool aligned_rows(const Rows<TA>& r) {
          (reinterpret_cast<uintptr_t>(r.x) & 15u) == 0;
 }
 
+// For sm_100 ptxas by itself aims at more blocks an SM than shared memory holds, and spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define V3B_TILE_BOUNDS(threads) __launch_bounds__(threads, (threads) >= 256 ? 1 : 3)
+#else
+#define V3B_TILE_BOUNDS(threads) __launch_bounds__(threads)
+#endif
+
 template <class T, bool kGateUp>
-__global__ void __launch_bounds__(T::kThreads) ffn_tile_kernel(const MoeFfnArgs a) {
+__global__ void V3B_TILE_BOUNDS(T::kThreads) ffn_tile_kernel(const MoeFfnArgs a) {
   V3B_DYNAMIC_SHARED(shared);
   using TA = typename T::TA;
   using TB = typename T::TB;

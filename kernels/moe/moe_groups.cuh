@@ -16,7 +16,9 @@ template <int kM>
 __device__ __forceinline__ GroupTile find_tile(const MoeGroups& g, int64_t tile) {
   GroupTile r;
   if (g.offsets == nullptr) {
-    const int64_t per = (g.capacity + kM - 1) / kM, e = tile / per, first = tile % per * kM;
+    const auto per = static_cast<uint32_t>((g.capacity + kM - 1) / kM);
+    const int64_t e = static_cast<uint32_t>(tile) / per,
+                  first = int64_t{static_cast<uint32_t>(tile) % per} * kM;
     const int64_t count = g.counts == nullptr ? g.capacity : g.counts[e];
     if (first >= count) return r;
     r.expert = static_cast<int>(e);

@@ -17,7 +17,10 @@ struct MoeExpertsShape {
   double ratio = 0;
   MoeAccum moe_accum = MoeAccum::fp32;
   DType w_dtype = DType::bf16;  // of the weights: f32, bf16, f8e4m3
-  DType dtype = DType::bf16;    // of x and y: f32 or bf16
+  // of x and y: f32 or bf16. f8e4m3: x is codes with 1x128 scales, as dispatched; the hidden rows are
+  // rounded to bf16 and quantised 1x128 (fp32 scales) before W_down; weights are f8e4m3 and y is
+  // bf16. SPEC 1.13, 1.22, 1.23.
+  DType dtype = DType::bf16;
   template <class S, class V>
   static void visit(S& s, V&& v) {
     v("T", s.T);
@@ -45,7 +48,7 @@ struct FfnPointers {
 struct MoeExpertsArgs {
   int64_t T, d, m, E, K;
   int64_t shared_m;            // N_s * m; 0: no shared expert
-  DType x_dtype;               // f32 or bf16: x and y
+  DType x_dtype;               // f32 or bf16: x and y; f8e4m3: x, with bf16 y
   DType w_dtype;               // f32, bf16 or f8e4m3
   const void* x;               // [T, d]
   const int32_t* idx;          // [T, K]; < 0: unused slot
@@ -57,6 +60,7 @@ struct MoeExpertsArgs {
   // its product with the gate and every partial sum are rounded to bf16 (experts ascending, the
   // shared one last), whatever x_dtype is. SPEC 1.14.
   MoeAccum moe_accum = MoeAccum::fp32;
+  const float* x_scale = nullptr;  // [T, ceil(d/128)] of E4M3 x, else null
 };
 
 }  // namespace v3b::spec
