@@ -60,6 +60,10 @@ TEST_P(DeviceDecode, SameTokensAsStepByStep) {
     }
     EXPECT_GE(r.steps, drafts == 0 ? kNew - 1 : (kNew - 1) / 2);
     EXPECT_LE(r.accepted, r.drafts);
+    EXPECT_EQ(r.emitted, (kNew - 1) * static_cast<int64_t>(prompts.size()));
+    EXPECT_GT(r.main_seconds, 0);
+    EXPECT_LE(r.main_seconds, r.seconds);
+    EXPECT_GT(kern::cuda_cache_bytes(*backend), 0);
     if (drafts == 0) {
       EXPECT_EQ(r.steps, kNew - 1);
       EXPECT_EQ(r.drafts, 0);
