@@ -136,7 +136,7 @@ bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
 
   bool passed = true;
   bench::RunOptions run;
-  run.time = true;
+  run.time = device_timed(o);
   run.seed = o.seed;
   run.timing.job_seconds = o.route_seconds;
   run.timing.seed = o.seed;

@@ -280,7 +280,7 @@ class Run {
             }
     bool passed = true;
     bench::RunOptions run;
-    run.time = true;
+    run.time = device_timed(o_);
     run.seed = o_.seed;
     run.timing.job_seconds = o_.step_seconds;
     run.timing.seed = o_.seed;
