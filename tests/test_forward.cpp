@@ -287,23 +287,24 @@ double middle_row(const std::vector<float>& a, const std::vector<float>& b, int6
 // norm_rounding=hf (SPEC 1.2) rounds the normalised value to bf16 in every backend, also in one
 // that computes in f32. Where two backends differ in the last bits a value may round to the
 // neighbour; so an f32 backend agrees far better than the flag changes the result, not to the bit.
-TEST_P(Forward, NormRoundingAndConcatOrderAgreeWithTheReference) {
+TEST_P(Forward, NormRoundingConcatOrderAndRouterTypeAgreeWithTheReference) {
   const model::ModelConfig c = small_config();
   const auto w = model::random_weights(c, 5, spec::DType::bf16);
   const auto ids = tokens(21, c.vocab_size, 9);
-  BackendOptions hf, concat;
+  BackendOptions hf, concat, router;
   hf.flags.norm_rounding = spec::NormRounding::hf;
   concat.flags.mtp_concat = spec::MtpConcat::h_emb;
+  router.flags.router_dtype = spec::RouterDtype::bf16;
   const auto logits = [&](const char* name, const BackendOptions& o) {
     auto b = scen::make_backend(name, w, o);
     auto seq = b->new_sequence();
     const ForwardResult main = b->forward(*seq, std::span(ids).first(20), kAll);
     const ForwardResult mtp = b->mtp_forward(*seq, std::span(ids).subspan(1), main.hidden, kAll);
-    std::vector<float> all = &o == &hf ? main.logits : std::vector<float>{};
+    std::vector<float> all = &o != &concat ? main.logits : std::vector<float>{};
     all.insert(all.end(), mtp.logits.begin(), mtp.logits.end());
     return all;
   };
-  for (const BackendOptions* o : {&hf, &concat}) {
+  for (const BackendOptions* o : {&hf, &concat, &router}) {
     const auto reference = logits("reference_f64", *o);
     const double e = middle_row(logits(GetParam().name, *o), reference, c.vocab_size);
     double bound = 2 * GetParam().tol;
@@ -319,8 +320,10 @@ TEST_P(Forward, NormRoundingAndConcatOrderAgreeWithTheReference) {
       EXPECT_GT(flag, 1e-4);  // the flag does something
       if (GetParam().tol < 1e-3) bound = flag / 4;
     }
-    EXPECT_TRUE(e <= bound) << (o == &hf ? "norm_rounding" : "mtp_concat") << " " << e << ", bound "
-                            << bound;
+    EXPECT_TRUE(e <= bound) << (o == &hf       ? "norm_rounding"
+                                : o == &concat ? "mtp_concat"
+                                               : "router_dtype")
+                            << " " << e << ", bound " << bound;
   }
 }
 
