@@ -42,3 +42,8 @@ if(NOT V3B_CUTLASS_INCLUDE)
   message(STATUS "CUDA: no CUTLASS headers in ${V3B_DEPS_DIR}/cutlass: files named *cutlass* are left out "
                  "(scripts/install_deps.sh --cuda fetches them)")
 endif()
+# cuDNN's attention is a baseline: its headers and those of its frontend. The library itself is opened at run time.
+find_path(V3B_CUDNN_INCLUDE cudnn_frontend.h NO_DEFAULT_PATH PATHS ${V3B_DEPS_DIR}/cudnn/include)
+if(NOT V3B_CUDNN_INCLUDE)
+  message(STATUS "CUDA: no cuDNN headers in ${V3B_DEPS_DIR}/cudnn (scripts/install_deps.sh --cudnn): *.cuda_cudnn say so")
+endif()

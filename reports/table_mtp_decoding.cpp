@@ -1,6 +1,7 @@
 // mtp_decoding.csv as tables: acceptance by draft position, speed, the forced-acceptance curve.
 #include <algorithm>
 #include <cstdio>
+#include <map>
 
 #include "reports/table.h"
 
@@ -77,10 +78,15 @@ std::string never_below_one(std::optional<double> v) {
   return *v > 1 ? "never (" + percent(v) + ")" : percent(v);
 }
 
+// Rows that only say why there is no figure have a reason in place of it.
+bool measured(const CsvTable& t, size_t i) {
+  return t.cell(i, "status") == "ok" || t.cell(i, "status") == "failed";
+}
+
 std::string speed_block(const CsvTable& t) {
   Rows rows;
   for (size_t i = 0; i < t.rows.size(); ++i) {
-    if (t.cell(i, "kind") != "summary" || is_forced(t, i)) continue;
+    if (t.cell(i, "kind") != "summary" || is_forced(t, i) || !measured(t, i)) continue;
     rows.push_back({decoding(t, i), t.cell(i, "domain"), t.cell(i, "drafts"),
                     fixed(t.number(i, "tokens_per_step"), 2), rates(t, i, "plain"),
                     rates(t, i, "speculative"), short_time_us(t.number(i, "base_us")),
@@ -101,7 +107,7 @@ std::string speed_block(const CsvTable& t) {
 std::string forced_block(const CsvTable& t) {
   Rows rows;
   for (size_t i = 0; i < t.rows.size(); ++i) {
-    if (t.cell(i, "kind") != "summary" || !is_forced(t, i)) continue;
+    if (t.cell(i, "kind") != "summary" || !is_forced(t, i) || !measured(t, i)) continue;
     std::string reached;
     for (size_t j = 0; j < t.rows.size(); ++j)
       if (t.cell(j, "kind") == "position" && t.cell(j, "weights") == t.cell(i, "weights") &&
@@ -138,6 +144,11 @@ std::vector<std::string> table_mtp_decoding(const CsvTable& t) {
     }
   for (auto b : {acceptance_block(t), speed_block(t), forced_block(t)})
     if (!b.empty()) blocks.push_back(std::move(b));
+  std::map<std::string, int64_t> reasons;
+  for (size_t i = 0; i < t.rows.size(); ++i)
+    if (!measured(t, i)) ++reasons[t.cell(i, "reason")];
+  for (const auto& [reason, n] : reasons)
+    blocks.push_back(std::to_string(n) + " settings not measured: " + reason + ".");
   return blocks;
 }
 

@@ -322,7 +322,8 @@ std::unique_ptr<rep::CsvWriter> open_csv(const CommonOptions& o, const std::stri
   if (o.resume) refuse_other_flags(o.out + "/" + file, o);
   rep::write_machine_json(o.out);
   return std::make_unique<rep::CsvWriter>(o.out + "/" + file, rep::with_identity(columns),
-                                          key_columns, o.resume);
+                                          key_columns, o.resume, "status",
+                                          std::set<std::string>{"no_device", "not_built"});
 }
 
 void print_table(const rep::CsvWriter& csv) {

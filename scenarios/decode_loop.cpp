@@ -22,6 +22,11 @@ double seconds_since(Clock::time_point t0) {
   return std::chrono::duration<double>(Clock::now() - t0).count();
 }
 
+// Random numbers that depend on the position in the sequence alone, so that runs repeat.
+enum Stream : uint64_t { kEmit = 1, kDraft = 2, kTest = 3, kOracle = 4 };
+
+}  // namespace
+
 float margin_of(std::span<const float> row) {
   float best = -INFINITY, second = -INFINITY;
   double ms = 0;
@@ -36,11 +41,6 @@ float margin_of(std::span<const float> row) {
   }
   return static_cast<float>((best - second) / std::sqrt(ms / double(row.size())));
 }
-
-// Random numbers that depend on the position in the sequence alone, so that runs repeat.
-enum Stream : uint64_t { kEmit = 1, kDraft = 2, kTest = 3, kOracle = 4 };
-
-}  // namespace
 
 struct DecodeSession::Impl {
   Impl(model::Backend& b, std::span<const int32_t> prompt, const DecodeOptions& opt)

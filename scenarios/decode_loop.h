@@ -71,6 +71,9 @@ struct DecodeResult {
 DecodeResult decode(model::Backend& backend, std::span<const int32_t> prompt,
                     const DecodeOptions& options);
 
+// (largest - second) / RMS of a row of logits.
+float margin_of(std::span<const float> logits);
+
 // First position where the two differ (or one ends), -1 if equal.
 int64_t first_difference(std::span<const int32_t> a, std::span<const int32_t> b);
 

@@ -11,6 +11,7 @@
 #include "model/rng.h"
 #include "reference/balance.h"
 #include "reports/machine.h"
+#include "scenarios/device.h"
 #include "scenarios/expert_load_rows.h"
 #include "scenarios/training.h"
 
@@ -102,7 +103,9 @@ double ref_max_vio(const std::vector<int64_t>& load) {
 }
 
 void write_row(const ExpertLoadOptions& o, rep::CsvWriter& csv, rep::Record& r) {
-  csv.write(r.set("params", params_text(o)).set(rep::identity("cpu")));
+  // Training runs on the CPU whatever the backend is.
+  const std::string device = r.text("part") == "training" ? "cpu" : device_column(o);
+  csv.write(r.set("params", params_text(o)).set(rep::identity(device)));
 }
 
 LoadCounter::LoadCounter(int64_t experts, int64_t groups)
@@ -185,6 +188,7 @@ int run_expert_load(const ExpertLoadOptions& options) {
   if (wanted("training")) expert_load_training(o, *csv);
   rep::write_machine_json(o.out);
   if (o.print_table) print_table(*csv);
+  finish_device(o);
   return static_cast<int>(passed ? ExitCode::ok : ExitCode::check_failed);
 }
 

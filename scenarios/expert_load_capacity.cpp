@@ -11,6 +11,7 @@
 #include "bench/harness/shape_io.h"
 #include "model/error.h"
 #include "scenarios/backend_factory.h"
+#include "scenarios/device.h"
 #include "scenarios/expert_load_rows.h"
 
 namespace v3b::scen {
@@ -86,6 +87,11 @@ void expert_load_capacity(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
       r.set("capacity_factor", rule.factor).set("drop_policy", bench::field_to_text(rule.policy));
     return r;
   };
+  if (!device_missing(o).empty()) {
+    rep::Record all = row(true, {}, "all");
+    if (!csv.has(all)) write_row(o, csv, set_device_missing(all, o));
+    return;
+  }
   bool all_there = true;
   for (const bool bias : biases)
     for (const Rule& rule : rules) all_there &= csv.has(row(bias, rule, "all"));

@@ -9,6 +9,7 @@
 
 #include "model/error.h"
 #include "scenarios/backend_factory.h"
+#include "scenarios/device.h"
 #include "scenarios/expert_load_rows.h"
 
 namespace v3b::scen {
@@ -142,6 +143,11 @@ void expert_load_model(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
     r.set("groups_kept", c.topk_group).set("tokens", T).set("impl", o.backend);
     return r;
   };
+  if (!device_missing(o).empty()) {
+    rep::Record all = row({true, true}, "all");
+    if (!csv.has(all)) write_row(o, csv, set_device_missing(all, o));
+    return;
+  }
   std::map<int64_t, double> floors;  // by T
   const auto noise_floor = [&](int64_t t) {
     const auto it = floors.find(t);

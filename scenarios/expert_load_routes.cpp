@@ -11,13 +11,13 @@
 #include "bench/harness/shape_io.h"
 #include "bench/ops/registry.h"
 #include "model/error.h"
+#include "scenarios/device.h"
 #include "scenarios/expert_load_rows.h"
 
 namespace v3b::scen {
 namespace {
 
 constexpr const char* kOp = "moe_experts";
-constexpr const char* kHow = "cpu_simd";
 
 // Layer of V2-Lite's experts; --quick takes half of its widths and a quarter of its experts (67 MB
 // of weights, more than the caches hold, and few enough for the float64 reference).
@@ -82,6 +82,7 @@ void check_route_names(const ExpertLoadOptions& o) {
 
 bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   const Layer layer = layer_of(o.full);
+  const std::string how = on_cuda(o) ? "cuda_mma" : "cpu_simd";
   std::vector<std::string> routes = o.routes;
   if (routes.empty())
     routes = o.full ? std::vector<std::string>{"uniform", "ratio-1",  "ratio-2", "ratio-4",
@@ -114,7 +115,7 @@ bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
           .set("layer", "all")
           .set("routes", name)
           .set("tokens", T);
-      r.set("impl", std::string(kOp) + "." + kHow);
+      r.set("impl", std::string(kOp) + "." + how);
       if (csv.has(r)) continue;
       const auto load = route_load(op, T, layer, keys, o.seed);
       r.set("experts", layer.E).set("top_k", layer.K);
@@ -122,12 +123,12 @@ bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
       r.set("noise_floor_global", maxvio_noise_floor(layer.E, layer.K, T, o.seed));
       const auto selected = bench::select_jobs(
           ops, {.ops = {kOp},
-                .impls = {kHow},
+                .impls = {how},
                 .cases = {fmt::format("T={},d={},m={},E={},K={},shared_m={},moe_accum={}{}", T,
                                       layer.d, layer.m, layer.E, layer.K, layer.shared_m,
                                       bench::field_to_text(o.flags.moe_accum), keys)},
                 .cache = "cold"});
-      if (selected.empty()) throw Error(ExitCode::nothing_ran, "no such job", kOp, kHow);
+      if (selected.empty()) throw Error(ExitCode::nothing_ran, "no such job", kOp, how);
       wanted.push_back({std::move(r), selected[0].info.text, T, name == "uniform"});
       groups.push_back(selected[0]);
     }
@@ -135,7 +136,7 @@ bool expert_load_routes(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
 
   bool passed = true;
   bench::RunOptions run;
-  run.time = true;
+  run.time = device_timed(o);
   run.seed = o.seed;
   run.timing.job_seconds = o.route_seconds;
   run.timing.seed = o.seed;

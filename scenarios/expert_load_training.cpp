@@ -12,6 +12,7 @@
 #include "model/corpus.h"
 #include "model/error.h"
 #include "model/tokenizer.h"
+#include "scenarios/device.h"
 #include "scenarios/expert_load_rows.h"
 #include "scenarios/training.h"
 
@@ -51,11 +52,14 @@ std::string write_config(const ExpertLoadOptions& o, const model::ModelConfig& c
 
 void expert_load_training(const ExpertLoadOptions& o, rep::CsvWriter& csv) {
   for (const auto& s : o.strategies) (void)parse_balance(s);
-  if (const auto flags = bench::changed_flags_text(o.flags); !flags.empty()) {
+  const std::string flags = bench::changed_flags_text(o.flags);
+  if (!flags.empty() || on_cuda(o)) {
     for (const auto& s : o.strategies) {
       rep::Record r;
       r.set("part", "training").set("tokens_from", "train").set("strategy", s).set("layer", "all");
-      r.set("status", "unsupported").set("reason", "training's forward pass takes no flags");
+      r.set("status", "unsupported");
+      r.set("reason", on_cuda(o) ? "training runs on the CPU only"
+                                 : "training's forward pass takes no flags");
       if (!csv.has(r)) write_row(o, csv, r);
     }
     return;

@@ -15,6 +15,7 @@
 #include "model/error.h"
 #include "reports/machine.h"
 #include "scenarios/backend_factory.h"
+#include "scenarios/device.h"
 #include "scenarios/kv_cache_step.h"
 
 namespace v3b::scen {
@@ -34,8 +35,8 @@ const std::vector<std::string> kColumns = {
     "step_impl", "step_isa", "step_status", "step_reason", "step_samples", "step_q1_us",
     "step_median_us", "step_q3_us", "step_gb_s", "step_roof", "step_pct_of_roof", "step_repro",
     "status", "reason", "params"};
-const std::vector<std::string> kKeys = {"kind",    "preset", "form",        "dtype",
-                                        "context", "batch",  "memory_bytes"};
+const std::vector<std::string> kKeys = {"kind",    "preset", "form",         "dtype",
+                                        "context", "batch",  "memory_bytes", "device"};
 
 struct Preset {
   std::string name;
@@ -131,9 +132,13 @@ rep::Record formula_row(const char* kind, const Preset& p, const KvForm& f, mode
 
 void add_memory(rep::Record& r, const KvCacheOptions& o, const Preset& p, const KvForm& f,
                 model::KvElem e, int64_t context, int64_t batch) {
+  if (!device_missing(o).empty()) {
+    r.set("unmeasured_reason", set_device_missing(r, o).text("reason"));
+    return;
+  }
   const auto m = measure_cache(model::kv_cache_bytes_per_layer(f.scheme, p.config, e, f.groups),
                                context, p.config.num_hidden_layers, batch, o.page,
-                               static_cast<int64_t>(o.measure_gb * 1e9));
+                               static_cast<int64_t>(o.measure_gb * 1e9), on_cuda(o));
   r.set("page_rows", o.page);
   if (!m.reason.empty()) {
     r.set("unmeasured_reason", m.reason);
@@ -163,7 +168,7 @@ class Run {
         for (const int64_t batch : o_.batches) {
           progress.show(
               fmt::format("{} {} {} at {}", p.name, f.name, model::kv_elem_name(e), context));
-          auto r = formula_row("size", p, f, e, context, batch);
+          auto r = formula("size", p, f, e, context, batch);
           if (!csv_->has(r)) {
             if (o_.measure_memory && r.text("status") == "ok")
               add_memory(r, o_, p, f, e, context, batch);
@@ -180,7 +185,7 @@ class Run {
       for (const double gb : o_.memory_gb)
         for (const int64_t batch : o_.batches) {
           const auto memory = static_cast<int64_t>(gb * 1e9);
-          auto r = formula_row("fit", p, f, e, 0, batch);
+          auto r = formula("fit", p, f, e, 0, batch);
           r.set("memory_bytes", memory)
               .set("page_rows", o_.page)
               .set("model_max_context", p.config.max_position_embeddings);
@@ -212,14 +217,20 @@ class Run {
         r.set("kind", "run")
             .set("preset", p.name)
             .set("form", "mla")
-            .set("dtype", model::kv_elem_name(e));
+            .set("dtype", model::kv_elem_name(e))
+            .set("device", device_column(o_));
         r.set("status", "unsupported").set("reason", missing);
         if (!csv_->has(r)) write(r);
         continue;
       }
       for (const int64_t context : o_.run_contexts) {
-        rep::Record r = formula_row("run", p, parse_kv_form("mla"), e, context, 1);
+        rep::Record r = formula("run", p, parse_kv_form("mla"), e, context, 1);
         if (csv_->has(r)) continue;
+        if (!device_missing(o_).empty()) {
+          r.set("unmeasured_reason", set_device_missing(r, o_).text("reason"));
+          write(r);
+          continue;
+        }
         const auto x = measure_backend(*m, o_.backend, e, context, o_.page, o_.flags);
         r.set("page_rows", o_.page);
         if (x.reason.empty()) {
@@ -247,9 +258,10 @@ class Run {
         for (const int64_t context : o_.step_contexts)
           for (const auto e : elems_)
             for (const auto& f : forms_) {
-              rep::Record r = formula_row("step", p, f, e, context, batch);
+              rep::Record r = formula("step", p, f, e, context, batch);
               if (csv_->has(r)) continue;
-              const StepCase s = step_case(f, e, p.config, context, batch, o_.page, o_.flags);
+              const StepCase s =
+                  step_case(f, e, p.config, context, batch, o_.page, o_.flags, on_cuda(o_));
               std::string reason = r.text("reason");
               if (reason.empty()) reason = s.reason;
               if (reason.empty()) reason = step_memory_problem(ops, s, o_.step_gb);
@@ -268,7 +280,7 @@ class Run {
             }
     bool passed = true;
     bench::RunOptions run;
-    run.time = true;
+    run.time = device_timed(o_);
     run.seed = o_.seed;
     run.timing.job_seconds = o_.step_seconds;
     run.timing.seed = o_.seed;
@@ -276,7 +288,10 @@ class Run {
       bench::run_jobs(groups, run, nullptr, [&](const rep::Row& t) {
         passed = passed && t.status != "failed" && t.status != "error";
         for (size_t i = 0; i < rows.size(); ++i)
-          if (jobs[i] == t.op + "/" + t.case_text) write(add_step(rows[i], t));
+          if (jobs[i] == t.op + "/" + t.case_text) {
+            if (!device_missing(o_).empty()) set_device_missing(rows[i], o_);
+            write(add_step(rows[i], t));
+          }
       });
     return passed;
   }
@@ -285,7 +300,11 @@ class Run {
 
  private:
   void write(rep::Record& r) {
-    csv_->write(r.set("params", params_text(o_)).set(rep::identity("cpu")));
+    csv_->write(r.set("params", params_text(o_)).set(rep::identity(device_column(o_))));
+  }
+  rep::Record formula(const char* kind, const Preset& p, const KvForm& f, model::KvElem e,
+                      int64_t context, int64_t batch) const {
+    return formula_row(kind, p, f, e, context, batch).set("device", device_column(o_));
   }
   template <class F>
   void each(const F& f) {
@@ -319,6 +338,7 @@ int run_kv_cache(const KvCacheOptions& options) {
   const bool passed = !o.measure_step || run.steps();
   rep::write_machine_json(o.out);
   if (o.print_table) print_table(run.csv());
+  finish_device(o);
   return static_cast<int>(passed ? ExitCode::ok : ExitCode::check_failed);
 }
 

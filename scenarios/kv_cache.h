@@ -55,11 +55,13 @@ struct MeasuredCache {
   int64_t layers = 0, sequences = 0;  // what the figures below cover
   int64_t formula_bytes = 0;          // of that part
   int64_t allocated_bytes = 0;        // whole pages that the allocator handed out
-  int64_t process_bytes = 0;          // growth of the process' resident memory
-  std::string reason;                 // why nothing was measured
+  int64_t process_bytes =
+      0;  // growth of the process' resident memory; on a GPU: of the device memory in use
+  std::string reason;  // why nothing was measured
 };
+// cuda: the pages are in device memory (kernels/forward/cuda_arena.h), written by a fill.
 MeasuredCache measure_cache(int64_t row_bytes, int64_t context, int64_t layers, int64_t sequences,
-                            int64_t page, int64_t limit_bytes);
+                            int64_t page, int64_t limit_bytes, bool cuda = false);
 // The cache format of a dtype: the 8-bit record for fp8 (flags.kv_format if that is one), else bf16,
 // which stands for the backend's own dtype.
 spec::KvFormat cache_format(model::KvElem e, const spec::Flags& flags);

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "kernels/forward/cuda_backend.h"
 #include "model/error.h"
 #include "model/rng.h"
 #include "scenarios/backend_factory.h"
@@ -20,9 +21,10 @@ MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, 
   MeasuredCache r;
   const std::string name = backend_name(backend, "");
   const bool record = e == model::KvElem::fp8;
-  if (!name.starts_with("cpu_"))
-    r.reason = "only the CPU backend has a paged cache";
-  else if (!record && name != fmt::format("cpu_{}", model::kv_elem_name(e)))
+  const bool cuda = name.starts_with("cuda_");
+  if (!cuda && !name.starts_with("cpu_"))
+    r.reason = "only the CPU and CUDA backends have a paged cache";
+  else if (!record && name != fmt::format("{}_{}", cuda ? "cuda" : "cpu", model::kv_elem_name(e)))
     r.reason = fmt::format("{} does not store {}", name, model::kv_elem_name(e));
   if (!r.reason.empty()) return r;
   const auto& c = m.config();
@@ -41,10 +43,10 @@ MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, 
     (void)b->forward(*s, ids, {.logits = model::LogitsOf::none});
     return s;
   };
-  (void)pass();  // work space that stays is taken here, not below
-  const int64_t before = resident_bytes();
+  if (!cuda) (void)pass();  // work space that stays is taken here, not below
+  const int64_t before = cuda ? 0 : resident_bytes();
   const auto s = pass();
-  r.process_bytes = resident_bytes() - before;
+  r.process_bytes = cuda ? kern::cuda_cache_bytes(*b) : resident_bytes() - before;
   r.layers = c.num_hidden_layers;
   r.sequences = 1;
   r.allocated_bytes = s->cache_bytes();

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <memory>
 
+#include "kernels/core/cuda_error.h"
+#include "kernels/forward/cuda_arena.h"
 #include "kernels/forward/page_pool.h"
 #include "model/error.h"
 #include "scenarios/kv_cache.h"
@@ -63,8 +65,31 @@ int64_t resident_bytes() {
               "/proc/self/smaps_rollup, /proc/self/status");
 }
 
+namespace {
+
+// What the tracks' pages take in device memory: by the driver's figure of free memory, which counts its own granularity;
+// emulated: what was allocated.
+int64_t device_bytes(MeasuredCache& m, int64_t page, int64_t row_bytes,
+                     const std::vector<std::unique_ptr<kern::PagedTrack>>& tracks) {
+  int32_t most = -1;
+  for (const auto& t : tracks)
+    for (const int32_t b : t->blocks()) most = std::max(most, b);
+  try {
+    const int64_t free = kern::cuda_free_bytes();
+    kern::CudaArena arena(m.layers, page, row_bytes);
+    arena.ensure(most + 1);
+    const bool counted = kern::cuda_device().mode == kern::CudaMode::device;
+    return counted ? free - kern::cuda_free_bytes() : arena.bytes();
+  } catch (const kern::CudaOutOfMemory& e) {
+    m.reason = e.what();
+    return 0;
+  }
+}
+
+}  // namespace
+
 MeasuredCache measure_cache(int64_t row_bytes, int64_t context, int64_t layers, int64_t sequences,
-                            int64_t page, int64_t limit_bytes) {
+                            int64_t page, int64_t limit_bytes, bool cuda) {
   MeasuredCache m;
   const int64_t one = (context + page - 1) / page * page * row_bytes;
   if (one > limit_bytes) {
@@ -79,7 +104,7 @@ MeasuredCache measure_cache(int64_t row_bytes, int64_t context, int64_t layers, 
 
   std::vector<std::unique_ptr<kern::PagedTrack>> tracks;
   tracks.reserve(static_cast<size_t>(m.sequences));
-  const int64_t before = resident_bytes();
+  const int64_t before = cuda ? 0 : resident_bytes();
   const auto pool =
       std::make_shared<kern::PagePool>(m.layers, page, row_bytes, context * m.sequences);
   for (int64_t s = 0; s < m.sequences; ++s)
@@ -89,13 +114,16 @@ MeasuredCache measure_cache(int64_t row_bytes, int64_t context, int64_t layers, 
     const int64_t end = std::min(context, begin + page);
     for (auto& t : tracks) {
       t->reserve(end);
-      for (int64_t l = 0; l < m.layers; ++l)
+      for (int64_t l = 0; l < m.layers && !cuda; ++l)
         std::memset(pool->arena(l) + t->slot(begin) * row_bytes, 1,
                     static_cast<size_t>((end - begin) * row_bytes));
       t->set_length(end);
     }
   }
-  m.process_bytes = resident_bytes() - before;
+  if (cuda)
+    m.process_bytes = device_bytes(m, page, row_bytes, tracks);
+  else
+    m.process_bytes = resident_bytes() - before;
   for (const auto& t : tracks) m.allocated_bytes += t->bytes();
   return m;
 }

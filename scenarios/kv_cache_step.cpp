@@ -9,13 +9,15 @@
 namespace v3b::scen {
 
 StepCase step_case(const KvForm& f, model::KvElem e, const model::ModelConfig& c, int64_t context,
-                   int64_t batch, int64_t page, const spec::Flags& flags) {
+                   int64_t batch, int64_t page, const spec::Flags& flags, bool cuda) {
   using model::KvElem, model::KvScheme;
   const int64_t n_h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_r = c.qk_rope_head_dim;
-  if (e == KvElem::f16) return {.reason = "no attention kernel of the CPU backend reads float16"};
+  if (e == KvElem::f16) return {.reason = "no attention kernel reads float16"};
   const char* dtype = e == KvElem::f32 ? "f32" : "bf16";
+  // Tensor cores take bf16 and the 8-bit record.
+  const char* how = !cuda ? "cpu_simd" : e == KvElem::f32 ? "cuda_simt" : "cuda_mma";
   if (f.scheme == KvScheme::mla)
-    return {"mla_decode", "cpu_simd",
+    return {"mla_decode", how,
             fmt::format("B={},s={},n_h={},d_c={},d_r={},page={},dtype={},kv_format={},empty_lse={}",
                         batch, context, n_h, c.kv_lora_rank, d_r, page, dtype,
                         bench::field_to_text(cache_format(e, flags)),
@@ -26,7 +28,7 @@ StepCase step_case(const KvForm& f, model::KvElem e, const model::ModelConfig& c
                 "8-bit keys and values of separate heads: no kernel; only MLA's record has one"};
   const bool expanded = f.scheme == KvScheme::mha_expanded;
   const int64_t n_kv = f.scheme == KvScheme::gqa ? f.groups : f.scheme == KvScheme::mqa ? 1 : n_h;
-  return {"attention_decode", "cpu_simd",
+  return {"attention_decode", how,
           fmt::format("B={},s={},n_h={},n_kv={},d_qk={},d_v={},dtype={}", batch, context, n_h, n_kv,
                       expanded ? d_n + d_r : d_n, c.v_head_dim, dtype),
           ""};

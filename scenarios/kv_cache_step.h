@@ -16,7 +16,7 @@ struct StepCase {
   std::string reason;         // why there is none
 };
 StepCase step_case(const KvForm& f, model::KvElem e, const model::ModelConfig& c, int64_t context,
-                   int64_t batch, int64_t page, const spec::Flags& flags = {});
+                   int64_t batch, int64_t page, const spec::Flags& flags = {}, bool cuda = false);
 // Why a case is not run: its data is larger than the limit, or than the free memory allows. "" if
 // it can.
 std::string step_memory_problem(const bench::Ops& ops, const StepCase& s, double limit_gb);

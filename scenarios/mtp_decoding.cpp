@@ -18,6 +18,8 @@
 #include "reports/machine.h"
 #include "scenarios/backend_factory.h"
 #include "scenarios/decode_loop.h"
+#include "scenarios/device.h"
+#include "scenarios/device_decode.h"
 
 namespace v3b::scen {
 namespace {
@@ -97,23 +99,38 @@ class Run {
         earlier_row_[row_key(earlier_->record(i))] = i;
     }
     csv_ = open_csv(o_, "mtp_decoding.csv", kMtpColumns, kMtpKeys);
+    modes_ = {{true, 0}};
+    if (!device_missing(o_).empty()) return;
+    if (on_cuda(o_)) {  // what the device's own loop has; the rest is rows with a reason
+      std::erase_if(drafts_, [](int64_t d) { return d > 1; });
+      forced_now_.clear();
+    } else {
+      for (const double t : o_.temperatures) modes_.push_back({false, t});
+    }
     backend_ = make_backend(o_.backend, model_.weights, backend_options(o_));
   }
 
   // Returns true when speculation never changed what is emitted.
   bool run() {
-    std::vector<Mode> modes = {{true, 0}};
-    for (const double t : o_.temperatures) modes.push_back({false, t});
-    const auto forced = std::min<size_t>(prompts_.size(), static_cast<size_t>(o_.forced_prompts));
+    if (!device_missing(o_).empty()) {
+      auto r = summary_row({}, o_.drafts[0], -1);
+      write(set_device_missing(r, o_));
+      return true;
+    }
+    if (on_cuda(o_)) refused();
+    const auto forced =
+        forced_now_.empty()
+            ? size_t{0}
+            : std::min<size_t>(prompts_.size(), static_cast<size_t>(o_.forced_prompts));
     Progress progress("mtp-decoding",
-                      static_cast<double>(modes.size() * prompts_.size() * (o_.drafts.size() + 1) +
+                      static_cast<double>(modes_.size() * prompts_.size() * (drafts_.size() + 1) +
                                           forced * (o_.forced.size() + 2)));
     warm_up();
-    for (const Mode& m : modes)
+    for (const Mode& m : modes_)
       for (const auto& p : prompts_) {
         progress.show(fmt::format("{} {}", m.greedy ? "greedy" : "sampled", p.document));
         decode_prompt(m, p);
-        progress.advance(static_cast<double>(o_.drafts.size() + 1));
+        progress.advance(static_cast<double>(drafts_.size() + 1));
       }
     for (size_t i = 0; i < forced; ++i) {  // spread over the domains
       const auto& p = prompts_[i * prompts_.size() / forced];
@@ -169,11 +186,34 @@ class Run {
   }
 
   void warm_up() {  // buffers grow and pages are touched before anything is timed
-    DecodeOptions d =
-        options({}, *std::max_element(o_.drafts.begin(), o_.drafts.end()), prompts_[0]);
-    (void)decode(*backend_, prompts_[0].ids, d);
-    d.drafts = 0;
-    (void)decode(*backend_, prompts_[0].ids, d);
+    const int64_t most = drafts_.empty() ? 0 : *std::max_element(drafts_.begin(), drafts_.end());
+    (void)decode_with({}, most, prompts_[0]);
+    (void)decode_with({}, 0, prompts_[0]);
+  }
+  DecodeResult decode_with(const Mode& m, int64_t drafts, const Prompt& p) {
+    return on_cuda(o_) ? device_decode(*backend_, p.ids, o_.max_new, drafts)
+                       : decode(*backend_, p.ids, options(m, drafts, p));
+  }
+
+  // Rows of what the device's loop does not do.
+  void refused() {
+    const auto write_refused = [&](const Mode& m, int64_t drafts, double forced) {
+      auto r = summary_row(m, drafts, forced);
+      r.set("status", "unsupported");
+      write(r.set("reason", "the device's decode loop is greedy, with at most one draft a step"));
+    };
+    for (const int64_t d : o_.drafts)
+      if (d > 1) write_refused({}, d, -1);
+    for (const double t : o_.temperatures)
+      for (const int64_t d : o_.drafts) write_refused({false, t}, d, -1);
+    for (const double f : o_.forced) write_refused({}, 1, f);
+  }
+  rep::Record summary_row(const Mode& m, int64_t drafts, double forced) const {
+    auto r = row("summary", m, drafts).set("domain", "all");
+    return forced >= 0 ? r.set("forced_acceptance", forced) : r;
+  }
+  void write(rep::Record& r) {
+    if (!csv_->has(r)) csv_->write(r.set(rep::identity(device_column(o_))));
   }
 
   rep::Record row(const char* kind, const Mode& m, int64_t drafts) const {
@@ -184,10 +224,11 @@ class Run {
     r.set("decoding", m.greedy ? "greedy" : "sampled");
     if (!m.greedy) r.set("temperature", m.temperature).set("top_p", o_.top_p);
     if (drafts > 0) r.set("drafts", drafts);
-    return r.set("params", fmt::format("{};mtp_hidden={};mtp_concat={};recycle={};stop_at_eos=1",
-                                       params_text(o_), bench::field_to_text(o_.flags.mtp_hidden),
-                                       bench::field_to_text(o_.flags.mtp_concat),
-                                       bench::field_to_text(o_.flags.mtp_hidden)));
+    return r.set("params",
+                 fmt::format("{};mtp_hidden={};mtp_concat={};recycle={};stop_at_eos={}",
+                             params_text(o_), bench::field_to_text(o_.flags.mtp_hidden),
+                             bench::field_to_text(o_.flags.mtp_concat),
+                             bench::field_to_text(o_.flags.mtp_hidden), on_cuda(o_) ? 0 : 1));
   }
   static std::string row_key(const rep::Record& r) {
     std::string k;
@@ -232,9 +273,9 @@ class Run {
 
   // Plain and every number of drafts on one prompt; who begins changes from prompt to prompt.
   void decode_prompt(const Mode& m, const Prompt& p) {
-    const auto n = o_.drafts.size();
+    const auto n = drafts_.size();
     std::vector<size_t> known;
-    for (const int64_t d : o_.drafts) {
+    for (const int64_t d : drafts_) {
       const auto it = earlier_row_.find(row_key(prompt_row(m, d, p)));
       if (it != earlier_row_.end()) known.push_back(it->second);
     }
@@ -243,7 +284,7 @@ class Run {
       results_[{m.greedy ? 0 : m.temperature, d}].push_back(std::move(r));
     };
     if (known.size() == n) {
-      for (size_t i = 0; i < n; ++i) keep(o_.drafts[i], mtp_prompt_from_row(*earlier_, known[i]));
+      for (size_t i = 0; i < n; ++i) keep(drafts_[i], mtp_prompt_from_row(*earlier_, known[i]));
       return;
     }
     DecodeResult plain;
@@ -251,15 +292,17 @@ class Run {
     for (size_t k = 0; k <= n; ++k) {
       const size_t who = (k + static_cast<size_t>(p.index)) % (n + 1);
       auto& result = who == 0 ? plain : spec[who - 1];
-      result = decode(*backend_, p.ids, options(m, who == 0 ? 0 : o_.drafts[who - 1], p));
+      result = decode_with(m, who == 0 ? 0 : drafts_[who - 1], p);
     }
     for (size_t i = 0; i < n; ++i) {
       MtpPrompt r = paired(p, plain, spec[i], m.greedy);
-      auto out = prompt_row(m, o_.drafts[i], p).set("status", "ok");
+      if (on_cuda(o_) && r.first_diff >= 0)
+        r.diff_margin = margin_at(*backend_, p.ids, plain.tokens, r.first_diff);
+      auto out = prompt_row(m, drafts_[i], p).set("status", "ok");
       set_mtp_prompt(out, r);
       if (m.greedy) set_mtp_identity(out, r);
-      if (!csv_->has(out)) csv_->write(out.set(rep::identity("cpu")));
-      keep(o_.drafts[i], std::move(r));
+      write(out);
+      keep(drafts_[i], std::move(r));
     }
   }
 
@@ -299,7 +342,7 @@ class Run {
       auto out = forced_row(o_.forced[i]).set("status", "ok");
       set_mtp_prompt(out, r);
       set_mtp_identity(out, r);
-      if (!csv_->has(out)) csv_->write(out.set(rep::identity("cpu")));
+      write(out);
       forced_[o_.forced[i]].push_back(std::move(r));
     }
   }
@@ -354,7 +397,7 @@ class Run {
       } else {
         r.set("expected_acceptance", beta[m] / static_cast<double>(count));
       }
-      if (!csv_->has(r)) csv_->write(r.set("status", "ok").set(rep::identity("cpu")));
+      write(r.set("status", "ok"));
     }
   }
 
@@ -398,7 +441,7 @@ class Run {
         r.set("acceptance", static_cast<double>(s.accepted[k]) / static_cast<double>(s.drafted[k]));
         r.set("acceptance_low", i.low).set("acceptance_high", i.high);
       }
-      if (!csv_->has(r)) csv_->write(r.set("status", "ok").set(rep::identity("cpu")));
+      write(r.set("status", "ok"));
     }
     auto r = base("summary");
     r.set("steps", s.steps).set("emitted", s.emitted).set("tokens_per_step", s.tokens_per_step);
@@ -417,7 +460,7 @@ class Run {
       if (s.mismatches > 0)
         r.set("status", "failed").set("reason", "other tokens than plain decoding");
     }
-    if (!csv_->has(r)) csv_->write(r.set(rep::identity("cpu")));
+    write(r);
   }
 
   const MtpOptions o_;
@@ -426,6 +469,9 @@ class Run {
   std::vector<std::string> domains_;
   std::map<std::string, TokenSet> texts_;
   std::string prompt_set_, weights_id_;
+  std::vector<Mode> modes_;                  // of decoding
+  std::vector<int64_t> drafts_ = o_.drafts;  // numbers of drafts that are decoded with
+  std::vector<double> forced_now_ = o_.forced;
   std::optional<rep::CsvTable> earlier_;
   std::map<std::string, size_t> earlier_row_;
   std::unique_ptr<rep::CsvWriter> csv_;
@@ -443,6 +489,7 @@ int run_mtp_decoding(const MtpOptions& options) {
   const bool good = run.run();
   rep::write_machine_json(options.out);
   if (options.print_table) print_table(run.csv());
+  finish_device(options);
   return static_cast<int>(good ? ExitCode::ok : ExitCode::check_failed);
 }
 

@@ -18,6 +18,7 @@
 #include "reference/perplexity.h"
 #include "reports/machine.h"
 #include "scenarios/backend_factory.h"
+#include "scenarios/device.h"
 
 namespace v3b::scen {
 namespace {
@@ -151,6 +152,10 @@ class Run {
       for (const double f : o_.factors)
         add_cell(model_.weights, weights_id_, 0, context_variant(name, L_, f, o_.flags));
     }
+    if (!device_missing(o_).empty()) {
+      for (const auto& c : cells_) missing(c);
+      return true;
+    }
     Progress progress("yarn-perplexity", total_work());
     for (auto& c : cells_) measure(c, progress);
     windows(model_.weights, weights_id_, progress);
@@ -204,6 +209,12 @@ class Run {
     return r.set("status", "ok");
   }
 
+  void missing(const Cell& c) const {  // the device is not here
+    auto r = row("bin", c);
+    r.set("bin_begin", int64_t{0}).set("bin_end", o_.length);
+    if (!csv_->has(r)) csv_->write(set_device_missing(r, o_).set(rep::identity(device_column(o_))));
+  }
+
   // FLOP of one pass over a document, in units of a token's linear layers.
   double work(const ContextVariant& v, double length) const {
     const auto& c = model_.config();
@@ -244,7 +255,8 @@ class Run {
         set_loss(r, c.docs.back().nll[b], static_cast<double>(c.docs.back().tokens[b]));
         c.bad = c.bad || r.text("status") != "ok";
         if (b + 1 == bins_.size()) r.set("seconds", s);
-        if (!csv_->has(r)) csv_->write(r.set(rep::identity("cpu")));  // a cut-off run left some
+        if (!csv_->has(r))
+          csv_->write(r.set(rep::identity(device_column(o_))));  // a cut-off run left some
       }
       progress.advance(each);
     }
@@ -334,7 +346,7 @@ class Run {
       if (c.finetune_steps > 0)
         set_difference(r, "untuned", c, find(c.variant.name, 0, c.variant.scaling.factor), range);
       if (c.seconds > 0 && range.begin == 0 && range.end == o_.length) r.set("seconds", c.seconds);
-      csv_->write(r.set(rep::identity("cpu")));
+      csv_->write(r.set(rep::identity(device_column(o_))));
     }
   }
 
@@ -379,7 +391,7 @@ class Run {
         r.set("seconds",
               std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
         window_bad_ = window_bad_ || r.text("status") != "ok";
-        csv_->write(r.set(rep::identity("cpu")));
+        csv_->write(r.set(rep::identity(device_column(o_))));
       }
     }
   }
@@ -423,6 +435,7 @@ int run_yarn_perplexity(const YarnOptions& options) {
   const bool good = run.run();
   rep::write_machine_json(options.out);
   if (options.print_table) print_table(run.csv());
+  finish_device(options);
   return static_cast<int>(good ? ExitCode::ok : ExitCode::check_failed);
 }
 

@@ -4,6 +4,7 @@
 #   install_deps.sh           all that a CPU build needs
 #   install_deps.sh --cuda    only what a CUDA build may use besides the toolkit: the CUTLASS headers. No root, no compiler;
 #                             scripts/build.sh runs it for the cuda preset where there is nvcc
+#   install_deps.sh --cudnn   only the headers of cuDNN and of its frontend (a download of 530 MB, of which 5 MB stay)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 deps="$root/build/deps"
@@ -30,13 +31,44 @@ PY
   mv "$work/new" "$deps/cutlass"
 }
 
+# cuDNN: headers only; the library itself is opened at run time where a machine has it.
+cudnn_headers() {
+  local stamp="$deps/cudnn/.version-9.28.0.42-1.32.0" work
+  if [ -f "$stamp" ]; then return; fi
+  mkdir -p "$deps"
+  work=$(mktemp -d "$deps/cudnn.XXXXXX")
+  trap 'rm -rf "$work"' RETURN
+  python3 -m pip download -q --no-deps --disable-pip-version-check -d "$work/whl" \
+    --python-version 3.11 --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --only-binary=:all: \
+    --require-hashes -r "$root/scripts/cudnn_requirements.txt" || return 1
+  python3 - "$work" <<'PY' || return 1
+import pathlib, sys, zipfile
+work = pathlib.Path(sys.argv[1])
+for wheel in work.glob("whl/nvidia_cudnn_*.whl"):
+    with zipfile.ZipFile(wheel) as z:
+        for name in z.namelist():
+            at = name.find("include/")
+            if at >= 0 and name.endswith((".h", ".hpp")):
+                to = work / "new" / "include" / name[at + len("include/"):]
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.write_bytes(z.read(name))
+PY
+  touch "$work/new/$(basename "$stamp")"
+  if [ -d "$deps/cudnn" ]; then mv "$deps/cudnn" "$work/old"; fi
+  mv "$work/new" "$deps/cudnn"
+}
+
 case "${1:-}" in
   "") ;;
   --cuda)
     cutlass_headers && exit 0
     echo "install_deps.sh: the CUTLASS headers could not be fetched from PyPI" >&2
     exit 1 ;;
-  *) echo "usage: install_deps.sh [--cuda]" >&2; exit 64 ;;
+  --cudnn)
+    cudnn_headers && exit 0
+    echo "install_deps.sh: the cuDNN headers could not be fetched from PyPI" >&2
+    exit 1 ;;
+  *) echo "usage: install_deps.sh [--cuda | --cudnn]" >&2; exit 64 ;;
 esac
 sudo=""; if [ "$(id -u)" -ne 0 ]; then sudo="sudo"; fi
 

@@ -11,6 +11,7 @@
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "kernels/attention/split_schedule.cuh"
 #include "kernels/core/cuda_device.cuh"
 #include "reference/kv_cache.h"
@@ -248,6 +249,42 @@ TEST(CudaEmulatedAttention, GatheredRowsAreWhatTheReferenceReads) {
           }
         }
       }
+}
+
+// What the library's attention gets and gives (attention_cudnn.h): only its own call needs a GPU.
+TEST(LibraryGlue, KeysAndLse) {
+  const int64_t T = 3, s0 = 4, s = s0 + T, n_h = 3, d_n = 5, d_r = 2, d_v = 6, both = d_n + d_v;
+  std::vector<uint16_t> kv(size_t(s * (n_h * both + 1))), pe(size_t(s * (d_r + 1)));
+  for (size_t i = 0; i < kv.size(); ++i) kv[i] = uint16_t(i);
+  for (size_t i = 0; i < pe.size(); ++i) pe[i] = uint16_t(10000 + i);
+  kern::DeviceBuffer dkv, dpe, keys(s * n_h * (d_n + d_r) * 2);
+  Paged::upload(dkv, kv), Paged::upload(dpe, pe);
+  spec::MlaPrefillArgs a{};
+  a.T = T, a.s0 = s0, a.n_h = n_h, a.d_n = d_n, a.d_r = d_r, a.d_v = d_v;
+  a.kv = dkv.data(), a.k_pe = dpe.data();
+  a.kv_stride = n_h * both + 1, a.k_pe_stride = d_r + 1, a.q_stride = n_h * (d_n + d_r);
+  a.o_stride = n_h * d_v;
+  kern::build_keys_cuda_simt(a, keys.data(), kern::cuda_stream());
+  std::vector<uint16_t> got(size_t(keys.bytes() / 2));
+  kern::cuda_download(got.data(), keys.data(), keys.bytes(), kern::cuda_stream());
+  // The plan's strides say where q, keys and values of (token, head) lie.
+  const kern::SdpaShape x = kern::sdpa_of(a);
+  EXPECT_EQ(x.T_k, s);
+  EXPECT_TRUE(x.causal);
+  for (int64_t t = 0; t < s; ++t)
+    for (int64_t h = 0; h < n_h; ++h)
+      for (int64_t j = 0; j < d_n + d_r; ++j)
+        ASSERT_EQ(got[size_t(t * x.k.token + h * x.k.head + j)],
+                  j < d_n ? kv[size_t(t * x.v.token + h * x.v.head + j)]
+                          : pe[size_t(t * (d_r + 1) + j - d_n)]);
+  std::vector<float> lse(size_t(T * n_h)), back(lse.size());
+  for (size_t i = 0; i < lse.size(); ++i) lse[i] = float(i);
+  kern::DeviceBuffer from, to(T * n_h * 4);
+  Paged::upload(from, lse);
+  kern::transpose_lse_cuda_simt(T, n_h, from.as<float>(), to.as<float>(), kern::cuda_stream());
+  kern::cuda_download(back.data(), to.data(), to.bytes(), kern::cuda_stream());
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t h = 0; h < n_h; ++h) EXPECT_EQ(back[size_t(t * n_h + h)], lse[size_t(h * T + t)]);
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <map>
 
+#include "bench/ops/registry.h"
 #include "kernels/forward/cuda_backend.h"
 #include "model/error.h"
 #include "model/weights.h"
@@ -60,6 +62,10 @@ TEST_P(DeviceDecode, SameTokensAsStepByStep) {
     }
     EXPECT_GE(r.steps, drafts == 0 ? kNew - 1 : (kNew - 1) / 2);
     EXPECT_LE(r.accepted, r.drafts);
+    EXPECT_EQ(r.emitted, (kNew - 1) * static_cast<int64_t>(prompts.size()));
+    EXPECT_GT(r.main_seconds, 0);
+    EXPECT_LE(r.main_seconds, r.seconds);
+    EXPECT_GT(kern::cuda_cache_bytes(*backend), 0);
     if (drafts == 0) {
       EXPECT_EQ(r.steps, kNew - 1);
       EXPECT_EQ(r.drafts, 0);
@@ -67,6 +73,45 @@ TEST_P(DeviceDecode, SameTokensAsStepByStep) {
       EXPECT_GT(r.accepted, 0);  // the trained module is right more often than not
     }
   }
+}
+
+// What timed_run() leaves on the device is what run() computes, poisoned in between.
+TEST(ForwardOps, TimedPassComputesTheSame) {
+  const std::map<std::string, std::string> cases = {{"forward_prefill", "B=2,T=9"},
+                                                    {"forward_decode", "B=2,T=1,s0=6"},
+                                                    {"mtp_module", "T=3,s0=4"}};
+  int compared = 0;
+  for (const auto& op : bench::all_ops()) {
+    const auto it = cases.find(op->name());
+    if (it == cases.end()) continue;
+    const auto info = op->parse_case(it->second +
+                                     ",L=2,L_d=1,d=32,n_h=2,d_n=8,d_r=8,d_v=8,d_q=16,d_c=16,f=32,m="
+                                     "16,E=4,N_s=1,K=2,G=1,M=1,V=64");
+    for (const std::string how : {"cuda_backend", "cuda_graph"}) {
+      if (how == "cuda_graph" && op->name() != "forward_decode") continue;
+      bench::DataHandle data = op->make(info.text, bench::Fill::real, 3);
+      const bench::Runner r = op->prepare(how, data);
+      const auto outputs = [&] {
+        r.fetch();
+        std::vector<std::byte> all;
+        for (const auto* t : data.tensors) {
+          const auto* p = static_cast<const std::byte*>(t->data());
+          all.insert(all.end(), p, p + t->bytes());
+        }
+        return all;
+      };
+      r.run();
+      const auto from_run = outputs();
+      for (auto* t : data.tensors)
+        if (t->role() == bench::Role::output) t->poison();
+      r.poison();
+      EXPECT_NE(outputs(), from_run) << op->name() << "." << how;
+      EXPECT_GT(r.timed_run(), 0);
+      EXPECT_EQ(outputs(), from_run) << op->name() << "." << how;
+      ++compared;
+    }
+  }
+  EXPECT_EQ(compared, 4);
 }
 
 TEST_P(DeviceDecode, RefusesWhatItCannotDo) {

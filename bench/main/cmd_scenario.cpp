@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include "bench/harness/jobs.h"
+#include "bench/harness/nvml.h"
 #include "bench/main/commands.h"
 #include "model/error.h"
 #include "reports/machine.h"
 #include "reports/table.h"
 #include "scenarios/claims.h"
+#include "scenarios/device.h"
 #include "scenarios/expert_load.h"
 #include "scenarios/kv_cache.h"
 #include "scenarios/mtp_decoding.h"
@@ -28,7 +30,8 @@ void add_common(CLI::App& app, scen::CommonOptions& o) {
   app.add_option("--out", o.out, "folder for the CSV, default results");
   app.add_option("--model", o.model,
                  "checkpoint folder or random:PRESET; default: the shipped model");
-  app.add_option("--backend", o.backend, "cpu_bf16, cpu_f32, reference_f32, reference_f64");
+  app.add_option("--backend", o.backend,
+                 "cpu_bf16, cpu_f32, cuda_bf16, cuda_f32, reference_f32, reference_f64");
   app.add_option("--corpus", o.corpus, "folder of scripts/build_corpus.py");
   app.add_option("--text", o.text, "a text file instead of the corpus");
   auto* full = app.add_flag("--full", o.full, "everything");
@@ -52,6 +55,7 @@ scen::CommonOptions from_common(const Common& c) {
   o.resume = c.resume;
   o.seed = c.seed;
   o.threads = c.threads;
+  scen::choose_device(o, c.device);
   o.print_table = false;  // `all` prints every table at the end
   return o;
 }
@@ -134,7 +138,8 @@ void mtp_options(CLI::App& sub, scen::MtpOptions& o) {
 }
 
 void claims_options(CLI::App& sub, scen::ClaimsOptions& /*o*/) {
-  sub.remove_option(sub.get_option("--flags"));  // it runs no model
+  for (const char* name : {"--flags", "--device"})  // it runs no model
+    sub.remove_option(sub.get_option(name));
 }
 
 struct ScenarioEntry {
@@ -150,10 +155,15 @@ ScenarioEntry entry(const char* name, const char* help, int (*run)(const Options
     auto o = std::make_shared<Options>();
     auto* sub = scenario.add_subcommand(name, help);
     add_common(*sub, *o);
+    auto device = std::make_shared<std::string>();
+    sub->add_option("--device", *device, "cpu or cuda: the backend of the same dtype there")
+        ->check(CLI::IsMember({"cpu", "cuda"}));
     own_options(*sub, *o);
-    sub->callback([o, run, &chosen] {
-      chosen.run = [o, run] {
+    sub->callback([o, device, run, &chosen] {
+      chosen.run = [o, device, run] {
+        scen::choose_device(*o, *device);
         prepare_run({.threads = o->threads});
+        if (scen::on_cuda(*o)) bench::describe_gpu();
         note_rows_in(o->out);
         return run(*o);
       };

@@ -98,4 +98,10 @@ inline void store_floats(const std::vector<float>& v, HostTensor& t) {
   }
 }
 
+// What cuDNN, or its absence, says of a case.
+inline Support cudnn_support(const std::string& refusal) {
+  if (refusal.empty()) return {};
+  return {Support::State::unsupported, refusal};
+}
+
 }  // namespace v3b::bench

@@ -10,6 +10,7 @@
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "reference/attention.h"
 
 namespace v3b::bench {
@@ -192,6 +193,23 @@ struct AttentionDecode {
       return [=](kern::CudaStream s) { launch(a, scratch, s); };
     };
   }
+  static Support cudnn_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16 || s.s < 1 || (s.min_s >= 0 && s.min_s != s.s))
+      return {Support::State::unsupported, "bf16 with sequences of one length only"};
+    Data d;
+    d.shape = s;
+    kern::SdpaShape x = kern::sdpa_of(d.args(), s.s);
+    x.lse = true;
+    return cudnn_support(kern::cudnn_refuses(x));
+  }
+  static std::function<void(kern::CudaStream)> cudnn(Data& d, CudaMirror& m) {
+    auto a = d.args();
+    m.map(a.q, a.k, a.v, a.cache_seqlens, a.o, a.lse);
+    const std::shared_ptr<kern::CudnnSdpa> plan(kern::cudnn_plan(kern::sdpa_of(a, d.shape.s)),
+                                                kern::cudnn_free);
+    void* scratch = m.scratch(kern::cudnn_scratch_bytes(*plan));
+    return [=](kern::CudaStream s) { kern::attention_decode_cuda_cudnn(a, *plan, scratch, s); };
+  }
   static std::vector<Impl<AttentionDecode>> impls() {
     std::vector<Impl<AttentionDecode>> v;
     v.push_back({"cpu_simd", supported,
@@ -207,6 +225,7 @@ struct AttentionDecode {
         cuda_impl<AttentionDecode>("cuda_simt", simt_supported,
                                    on_device(kern::attention_decode_cuda_simt,
                                              kern::attention_decode_cuda_simt_scratch_bytes)));
+    v.push_back(cuda_impl<AttentionDecode>("cuda_cudnn", cudnn_supported, cudnn, true, 80, true));
     v.push_back({"cpu_eigen", supported,
                  [](Data& d) {
                    struct Floats {

@@ -10,6 +10,7 @@
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "reference/attention.h"
 
 namespace v3b::bench {
@@ -155,6 +156,24 @@ struct AttentionPrefill {
     };
   }
 
+  static Support cudnn_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16 || s.s0 < 0)
+      return {Support::State::unsupported, "bf16 with a key for every query only"};
+    Data d;
+    d.shape = s;
+    kern::SdpaShape x = kern::sdpa_of(d.args());
+    x.lse = true;
+    return cudnn_support(kern::cudnn_refuses(x));
+  }
+  static std::function<void(kern::CudaStream)> cudnn(Data& d, CudaMirror& m) {
+    auto a = d.args();
+    m.map(a.q, a.k, a.v, a.o, a.lse);
+    const std::shared_ptr<kern::CudnnSdpa> plan(kern::cudnn_plan(kern::sdpa_of(a)),
+                                                kern::cudnn_free);
+    void* scratch = m.scratch(kern::attention_prefill_cudnn_scratch_bytes(a, *plan));
+    return [=](kern::CudaStream s) { kern::attention_prefill_cuda_cudnn(a, *plan, scratch, s); };
+  }
+
   static std::vector<Impl<AttentionPrefill>> impls() {
     std::vector<Impl<AttentionPrefill>> v;
     v.push_back({"cpu_simd", supported,
@@ -167,6 +186,7 @@ struct AttentionPrefill {
                                             on_device(kern::attention_prefill_cuda_mma)));
     v.push_back(cuda_impl<AttentionPrefill>("cuda_simt", simt_supported,
                                             on_device(kern::attention_prefill_cuda_simt)));
+    v.push_back(cuda_impl<AttentionPrefill>("cuda_cudnn", cudnn_supported, cudnn, true, 80, true));
     v.push_back({"cpu_onednn", supported,
                  [](Data& d) {
                    return Runner{.run = [&d] { kern::attention_prefill_cpu_onednn(d.args()); },

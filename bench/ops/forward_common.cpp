@@ -9,6 +9,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/forward/cpu_backend.h"
 #include "kernels/forward/cuda_backend.h"
+#include "kernels/forward/cuda_replay.h"
 #include "model/params.h"
 #include "model/rng.h"
 #include "reference/forward.h"
@@ -124,7 +125,7 @@ std::unique_ptr<model::Backend> backend_of(const ForwardData& d, const std::stri
   o.flags.kv_format = d.shape.kv_format;
   if (name == "reference_f64") return ref::make_reference_backend<double>(d.weights, o);
   if (name == "reference_f32") return ref::make_reference_backend<float>(d.weights, o);
-  if (name == "cuda") return kern::make_cuda_backend(d.weights, d.shape.dtype, o);
+  if (name.starts_with("cuda")) return kern::make_cuda_backend(d.weights, d.shape.dtype, o);
   return kern::make_cpu_backend(d.weights, d.shape.dtype, o);
 }
 
@@ -175,6 +176,64 @@ std::vector<model::ForwardResult> run_pass(const ForwardData& d, Session& x) {
   for (auto& seq : x.seqs) seq->truncate(s.s0);
   return r;
 }
+void store(const std::vector<model::ForwardResult>& results, ForwardData& d) {
+  const int64_t T = d.shape.T, K = d.shape.K, B = d.shape.B;
+  for (int64_t b = 0; b < B; ++b) {
+    const auto& r = results[size_t(b)];
+    std::copy(r.logits.begin(), r.logits.end(), d.logits.as<float>() + b * d.shape.V);
+    std::copy(r.hidden.begin(), r.hidden.end(), d.hidden.as<float>() + b * T * d.shape.d);
+    for (size_t l = 0; l < r.routes.size(); ++l)
+      std::copy(r.routes[l].idx.begin(), r.routes[l].idx.end(),
+                d.routes.as<int32_t>() + (int64_t(l) * B * T + b * T) * K);
+  }
+}
+
+// The same pass with inputs and results on the device.
+std::unique_ptr<kern::CudaReplay> replay_of(const ForwardData& d, const Session& x) {
+  const spec::ForwardShape& s = d.shape;
+  if (d.what == ForwardWhat::mtp)
+    return std::make_unique<kern::CudaReplay>(
+        *x.backend, *x.seqs[0], ids_of(d, 0).subspan(size_t(s.s0 + 1), size_t(s.T)), x.hidden);
+  std::vector<model::BatchItem> items;
+  for (int64_t b = 0; b < s.B; ++b)
+    items.push_back({x.seqs[size_t(b)].get(), ids_of(d, b).subspan(size_t(s.s0), size_t(s.T))});
+  return std::make_unique<kern::CudaReplay>(*x.backend, items);
+}
+
+// cuda_backend: run() is a call from the host, timed_run() the replay's kernels. cuda_graph: both are the captured graph.
+Runner device_runner(ForwardData& d, const std::shared_ptr<Session>& x, bool graph,
+                     const std::string& range) {
+  const std::shared_ptr<kern::CudaReplay> replay = replay_of(d, *x);
+  const auto stream = kern::cuda_stream();
+  const auto launch = [replay, stream, graph] {
+    if (graph)
+      replay->launch(stream);
+    else
+      replay->enqueue(stream);
+  };
+  if (graph) replay->capture(stream);
+  const auto on_device = std::make_shared<bool>(false);  // where the last run's outputs are
+  Runner r;
+  r.resolved_isa = cuda_isa();
+  r.run = [=, &d] {
+    const kern::NvtxRange nvtx(range.c_str());
+    *on_device = graph;
+    if (!graph) return store(run_pass(d, *x), d);
+    launch();
+    kern::cuda_synchronize(stream);
+  };
+  r.timed_run = [=] {
+    const kern::NvtxRange nvtx(range.c_str());
+    *on_device = true;
+    return kern::cuda_seconds(stream, launch);
+  };
+  r.poison = [=] { replay->poison(stream); };
+  r.fetch = [=, &d] {
+    if (*on_device) store(replay->fetch(stream), d);
+  };
+  return r;
+}
+
 int64_t moe_layers(const spec::ForwardShape& s, ForwardWhat what) {
   return what == ForwardWhat::mtp ? 1 : s.L - s.L_d;
 }
@@ -337,28 +396,20 @@ Tolerance forward_tolerance(const spec::ForwardShape& s, ForwardWhat what,
 
 Runner forward_runner(ForwardData& d, const std::string& backend) {
   auto x = std::make_shared<Session>(start(d, backend));
-  auto run = [&d, x] {
-    const auto results = run_pass(d, *x);
-    const int64_t T = d.shape.T, K = d.shape.K, B = d.shape.B;
-    for (int64_t b = 0; b < B; ++b) {
-      const auto& r = results[size_t(b)];
-      std::copy(r.logits.begin(), r.logits.end(), d.logits.as<float>() + b * d.shape.V);
-      std::copy(r.hidden.begin(), r.hidden.end(), d.hidden.as<float>() + b * T * d.shape.d);
-      for (size_t l = 0; l < r.routes.size(); ++l)
-        std::copy(r.routes[l].idx.begin(), r.routes[l].idx.end(),
-                  d.routes.as<int32_t>() + (int64_t(l) * B * T + b * T) * K);
-    }
-  };
-  return {.run = run,
-          .resolved_isa = backend == "cpu"    ? kern::attention_cpu_simd_isa(d.shape.dtype)
-                          : backend == "cuda" ? cuda_isa()
-                                              : "baseline"};
+  if (backend.starts_with("cuda")) {
+    static const char* names[] = {"forward_prefill", "forward_decode", "mtp_module"};
+    return device_runner(d, x, backend == "cuda_graph",
+                         names[int(d.what)] + std::string(".") + backend);
+  }
+  return {
+      .run = [&d, x] { store(run_pass(d, *x), d); },
+      .resolved_isa = backend == "cpu" ? kern::attention_cpu_simd_isa(d.shape.dtype) : "baseline"};
 }
 
 Support forward_support(const spec::ForwardShape& s, const std::string& backend) {
   if (s.dtype != spec::DType::bf16 && s.dtype != spec::DType::f32)
     return {Support::State::unsupported, "computes in bf16 or f32"};
-  if (backend == "cuda") {
+  if (backend.starts_with("cuda")) {
     // FLOP of all passes of a check, prefill of the cached rows included; the emulation has about 1 GFLOP/s.
     const Support here = cuda_support();
     if (here.state != Support::State::yes) return here;

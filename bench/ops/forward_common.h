@@ -66,9 +66,12 @@ struct ForwardOp {
     std::vector<Impl<ForwardOp>> v;
     v.push_back({"cpu_backend", [](const Shape& s) { return forward_support(s, "cpu"); },
                  [](Data& d) { return forward_runner(d, "cpu"); }});
-    // Timed from call to result on the host: ids up, logits, hidden states and routes down.
-    v.push_back({"cuda_backend", [](const Shape& s) { return forward_support(s, "cuda"); },
-                 [](Data& d) { return forward_runner(d, "cuda"); }});
+    // Checked from call to result on the host; timed by events, inputs and results on the device.
+    v.push_back({"cuda_backend", [](const Shape& s) { return forward_support(s, "cuda_backend"); },
+                 [](Data& d) { return forward_runner(d, "cuda_backend"); }});
+    if (What::what == ForwardWhat::decode)  // the step as the decode loop has it
+      v.push_back({"cuda_graph", [](const Shape& s) { return forward_support(s, "cuda_graph"); },
+                   [](Data& d) { return forward_runner(d, "cuda_graph"); }});
     v.push_back({"cpu_eigen", [](const Shape& s) { return forward_support(s, "reference_f32"); },
                  [](Data& d) { return forward_runner(d, "reference_f32"); }, true});
     return v;

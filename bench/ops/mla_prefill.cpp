@@ -12,6 +12,7 @@
 #include "bench/ops/registry.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_cudnn.h"
 #include "kernels/core/buffer.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/gemm_cuda.h"
@@ -202,6 +203,28 @@ struct MlaPrefill {
       };
     };
   }
+  static Support cudnn_supported(const Shape& s) {
+    if (s.dtype != spec::DType::bf16) return {Support::State::unsupported, "bf16 only"};
+    Data d;
+    d.shape = s;
+    kern::SdpaShape x = kern::sdpa_of(d.args(nullptr));
+    x.lse = true;
+    return cudnn_support(kern::cudnn_refuses(x));
+  }
+  static std::function<void(kern::CudaStream)> cudnn(Data& d, CudaMirror& m) {
+    const Shape& s = d.shape;
+    void* kv = m.scratch((s.s0 + s.T) * s.n_h * (s.d_n + s.d_v) * spec::dtype_bytes(s.dtype));
+    kern::GemmArgs g = d.kv_b(kv);
+    auto a = d.args(kv);
+    m.map(g.a, g.b, a.q, a.k_pe, a.o, a.lse);
+    const std::shared_ptr<kern::CudnnSdpa> plan(kern::cudnn_plan(kern::sdpa_of(a)),
+                                                kern::cudnn_free);
+    void* scratch = m.scratch(kern::mla_prefill_cudnn_scratch_bytes(a, *plan));
+    return [=](kern::CudaStream stream) {
+      kern::gemm_cuda_mma(g, stream);
+      kern::mla_prefill_cuda_cudnn(a, *plan, scratch, stream);
+    };
+  }
   static std::vector<Impl<MlaPrefill>> impls() {
     std::vector<Impl<MlaPrefill>> v;
     v.push_back({"cpu_simd", supported,
@@ -214,6 +237,8 @@ struct MlaPrefill {
         cuda_impl<MlaPrefill>("cuda_mma", mma_supported, on_device(kern::mla_prefill_cuda_mma)));
     v.push_back(
         cuda_impl<MlaPrefill>("cuda_simt", simt_supported, on_device(kern::mla_prefill_cuda_simt)));
+    // The kv_b product is ours in all of them.
+    v.push_back(cuda_impl<MlaPrefill>("cuda_cudnn", cudnn_supported, cudnn, true, 80, true));
     v.push_back({"cpu_onednn", supported,
                  [](Data& d) {
                    return with_kv_b(d, expand_library, kern::mla_prefill_cpu_onednn, "oneDNN");

@@ -242,8 +242,6 @@ struct MoeExperts {
 
   // Tiles of 16 rows are the least that the emulation computes.
   static Support emulation_limit(const Shape& s) {
-    if (s.moe_accum != spec::MoeAccum::fp32)
-      return {Support::State::unsupported, "sums experts in fp32 only"};
     const double rows = std::max(double(s.T * s.K), 16.0 * double(std::min(s.E, s.T * s.K)));
     return cuda_emulation_limit(
         6 * double(s.d) * (rows * double(s.m) + std::max(double(s.T), 16.0) * double(s.shared_m)));

@@ -1,7 +1,6 @@
 #include "kernels/forward/cuda_backend.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 
 #include "kernels/forward/cuda_model.h"
@@ -55,9 +54,14 @@ class CudaBackend final : public model::Backend {
       longest = std::max(longest, seq.main.length() + T);
       ids.insert(ids.end(), items[i].ids.begin(), items[i].ids.end());
     }
-    const DevicePlan dp = upload_plan(longest, *m.main_arena, ids);
+    if (m.dynamic_rope) {
+      if (items.size() > 1)
+        throw Error(ExitCode::usage, "dynamic RoPE scaling takes one sequence a call", name());
+      m.rotate_for(dynamic_cast<CudaSequence&>(*items[0].sequence), longest);
+    }
+    const DevicePlan dp = m.upload_plan(plan_, longest, *m.main_arena, ids, plan_buffer_);
     m.ws.h.reserve(dp.rows * m.cfg.hidden_size * 4);
-    m.embed(m.weights.embed, dp.rows, m.ws.ids.as<int32_t>(), m.ws.h.as<float>());
+    m.embed(m.weights.embed, dp.rows, dp.ids, m.ws.h.as<float>());
     std::vector<ForwardResult> results(items.size());
     for (size_t i = 0; i < items.size(); ++i) results[i].T = plan_.items[i].T;
     if (o.layer_hidden) keep_hidden(results);
@@ -80,10 +84,11 @@ class CudaBackend final : public model::Backend {
       throw Error(ExitCode::usage, "hidden rows do not match the tokens", "mtp_forward",
                   std::to_string(T * d), std::to_string(hidden.size()));
     plan_.items.assign(1, {&seq.mtp, 0, T, s0});
-    const DevicePlan dp = upload_plan(s0 + T, *m.mtp_arena, {next_ids.begin(), next_ids.end()});
+    if (m.dynamic_rope) m.rotate_for(seq, std::max(s0 + T, seq.main.length()));
+    const DevicePlan dp = m.upload_plan(plan_, s0 + T, *m.mtp_arena,
+                                        {next_ids.begin(), next_ids.end()}, plan_buffer_);
     cuda_upload(mtp_hidden_.reserve(T * d * 4), hidden.data(), T * d * 4, m.stream);
-    m.mtp_input(T, m.ws.ids.as<int32_t>(), mtp_hidden_.as<float>(),
-                m.options.flags.mtp_zero_pos0 && s0 == 0);
+    m.mtp_input(T, dp.ids, mtp_hidden_.as<float>(), m.options.flags.mtp_zero_pos0 && s0 == 0);
     std::vector<ForwardResult> results(1);
     results[0].T = T;
     if (o.layer_hidden) keep_hidden(results);
@@ -109,38 +114,6 @@ class CudaBackend final : public model::Backend {
                     "0 <= id < " + std::to_string(m.cfg.vocab_size), std::to_string(ids[i]));
   }
 
-  // Pages for the new rows, and everything the kernels read of the plan, in one upload.
-  DevicePlan upload_plan(int64_t longest, CudaArena& arena, const std::vector<int32_t>& ids) {
-    m.extend_rope(longest);
-    make_plan(m.cfg, m.options.absorbed_prefill, plan_);
-    DevicePlan dp;
-    dp.rows = plan_.rows;
-    dp.page = plan_.items[0].track->pool().page();
-    std::vector<int32_t> all;
-    const auto add = [&](const std::vector<int32_t>& v) {
-      const size_t at = all.size();
-      all.insert(all.end(), v.begin(), v.end());
-      return at;
-    };
-    const size_t positions = add(plan_.positions), slots = add(plan_.slots),
-                 tables = add(plan_.tables), seqlens = add(plan_.seqlens);
-    std::vector<size_t> item_at;
-    int32_t most = -1;
-    for (const PassItem& item : plan_.items) {
-      item_at.push_back(add(item.track->blocks()));
-      for (const int32_t b : item.track->blocks()) most = std::max(most, b);
-    }
-    arena.ensure(most + 1);
-    auto* base = static_cast<int32_t*>(plan_buffer_.reserve(static_cast<int64_t>(all.size()) * 4));
-    cuda_upload(base, all.data(), static_cast<int64_t>(all.size()) * 4, m.stream);
-    dp.positions = base + positions, dp.slots = base + slots, dp.tables = base + tables,
-    dp.seqlens = base + seqlens;
-    for (const size_t at : item_at) dp.item_tables.push_back(base + at);
-    m.ws.ids.reserve(static_cast<int64_t>(ids.size()) * 4);
-    cuda_upload(m.ws.ids.data(), ids.data(), static_cast<int64_t>(ids.size()) * 4, m.stream);
-    return dp;
-  }
-
   std::vector<float> download(const float* from, int64_t n) const {
     std::vector<float> v(static_cast<size_t>(n));
     cuda_download(v.data(), from, n * 4, m.stream);
@@ -156,16 +129,19 @@ class CudaBackend final : public model::Backend {
   void run_layer(int64_t index, const DevicePlan& dp, const ForwardOptions& o,
                  std::vector<ForwardResult>& results) {
     const int64_t K = m.cfg.num_experts_per_tok;
-    std::vector<int32_t> idx;
+    std::vector<int32_t> idx, served;
     std::vector<float> weight;
     RouteTap tap;
     if (o.routes)
-      tap = [&](int64_t, int64_t n, const int32_t* di, const float* dw) {
+      tap = [&](int64_t, int64_t n, const int32_t* di, const float* dw, const int32_t* ds) {
         const size_t at = idx.size();
         idx.resize(at + static_cast<size_t>(n * K));
         weight.resize(idx.size());
         cuda_download(idx.data() + at, di, n * K * 4, m.stream);
         cuda_download(weight.data() + at, dw, n * K * 4, m.stream);
+        if (ds == nullptr) return;
+        served.resize(idx.size());
+        cuda_download(served.data() + at, ds, n * K * 4, m.stream);
       };
     m.run_layer(index, plan_, dp, tap);
     if (o.layer_hidden) keep_hidden(results);
@@ -176,6 +152,9 @@ class CudaBackend final : public model::Backend {
       r.layer = index, r.K = K;
       r.idx.assign(idx.begin() + from, idx.begin() + to);
       r.weight.assign(weight.begin() + from, weight.begin() + to);
+      if (!served.empty())
+        for (int64_t k = from; k < to; ++k)
+          r.dropped.push_back(served[static_cast<size_t>(k)] < 0 ? 1 : 0);
       results[i].routes.push_back(std::move(r));
     }
   }
@@ -190,13 +169,21 @@ class CudaBackend final : public model::Backend {
                       static_cast<float*>(hidden_.reserve(item.T * d * 4)));
         results[i].hidden = download(hidden_.as<float>(), item.T * d);
       }
-      if (o.logits == LogitsOf::none) continue;
-      const int64_t n = o.logits == LogitsOf::last ? 1 : item.T, first = item.first + item.T - n;
-      results[i].logits.resize(static_cast<size_t>(n * V));
-      for (int64_t r0 = 0; r0 < n; r0 += kLogitRows) {
-        const int64_t rows = std::min(kLogitRows, n - r0);
-        const float* z = m.logits(norm, head, first + r0, rows);
+      if (o.logits != LogitsOf::all) continue;
+      results[i].logits.resize(static_cast<size_t>(item.T * V));
+      for (int64_t r0 = 0; r0 < item.T; r0 += kLogitRows) {
+        const int64_t rows = std::min(kLogitRows, item.T - r0);
+        const float* z = m.logits(norm, head, m.ws.h.as<float>() + (item.first + r0) * d, rows);
         cuda_download(results[i].logits.data() + r0 * V, z, rows * V * 4, m.stream);
+      }
+    }
+    if (o.logits == LogitsOf::last) {
+      const auto all = std::span<const PassItem>(plan_.items);
+      for (size_t i0 = 0; i0 < all.size(); i0 += static_cast<size_t>(kLogitRows)) {
+        const auto part = all.subspan(i0, std::min<size_t>(kLogitRows, all.size() - i0));
+        const float* z = m.last_logits(norm, head, part);
+        for (size_t i = 0; i < part.size(); ++i)
+          results[i0 + i].logits = download(z + static_cast<int64_t>(i) * V, V);
       }
     }
     cuda_synchronize(m.stream);
@@ -215,6 +202,11 @@ std::unique_ptr<model::Backend> make_cuda_backend(model::WeightsPtr weights, spe
                 "bf16 or f32", spec::dtype_name(compute));
   if (!cuda_usable()) throw Error(ExitCode::nothing_ran, cuda_device().reason, "CUDA");
   return std::make_unique<CudaBackend>(std::move(weights), compute, options);
+}
+
+int64_t cuda_cache_bytes(model::Backend& backend) {
+  const CudaModel& m = cuda_model_of(backend);
+  return m.main_arena->bytes() + m.mtp_arena->bytes();
 }
 
 CudaModel& cuda_model_of(model::Backend& backend) { return dynamic_cast<CudaBackend&>(backend).m; }

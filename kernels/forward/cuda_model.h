@@ -1,6 +1,7 @@
 // What the CUDA backend and its decode loop share: the model on the device and the parts of a pass. All on one stream.
 #pragma once
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/forward/cuda_arena.h"
@@ -20,6 +21,7 @@ class CudaSequence final : public model::Sequence {
   void mtp_truncate(int64_t n) override { cut(mtp, n); }
   int64_t cache_bytes() const override { return main.bytes() + mtp.bytes(); }
   PagedTrack main, mtp;
+  model::RopeFreqs freqs;  // dynamic scalings: of the rows in the caches
 
  private:
   static void cut(PagedTrack& t, int64_t n);
@@ -31,6 +33,12 @@ class CudaModel {
 
   // Tables for positions below n; not during a capture.
   void extend_rope(int64_t n);
+  // Dynamic scalings: the frequencies of this length. Throws Error(usage) where cached rows have others.
+  void rotate_for(CudaSequence& seq, int64_t length);
+  // Pages for the new rows of plan.items, tables for `longest` positions, and everything that the kernels read of the
+  // plan in one upload into `buffer`.
+  DevicePlan upload_plan(Plan& plan, int64_t longest, CudaArena& arena,
+                         const std::vector<int32_t>& ids, DeviceBuffer& buffer);
   void embed(const DeviceLinear& table, int64_t rows, const int32_t* ids, float* h);
   // Layer `index` (num_hidden_layers: the MTP module's) over ws.h.
   void run_layer(int64_t index, const Plan& plan, const DevicePlan& dp, const RouteTap& routes);
@@ -38,14 +46,17 @@ class CudaModel {
   void mtp_input(int64_t rows, const int32_t* next_ids, const float* hidden, bool zero_first);
   // Post-norm (or, flag mtp_hidden, raw) state of rows [first, first + n) of ws.h, f32.
   void hidden_rows(const float* norm, int64_t first, int64_t n, float* out);
-  // Logits of n rows [n, V] f32 in ws.logits from rows of ws.h at `row_stride` starting at `first`.
-  float* logits(const float* norm, const DeviceLinear& head, int64_t first, int64_t n);
+  // Logits of n rows of the residual stream, [n, V] f32 in ws.logits. h: [n, d].
+  float* logits(const float* norm, const DeviceLinear& head, const float* h, int64_t n);
+  // The same of each item's last row, the head read once: [items, V].
+  float* last_logits(const float* norm, const DeviceLinear& head, std::span<const PassItem> items);
   const DeviceLinear& mtp_head() const;
 
   model::BackendOptions options;
   model::ModelConfig cfg;
   spec::DType dtype;
   int64_t room = 0;
+  bool dynamic_rope = false;
   DeviceModel weights;
   std::shared_ptr<PagePool> main_pool, mtp_pool;
   std::unique_ptr<CudaArena> main_arena, mtp_arena;

@@ -7,6 +7,7 @@
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/forward/forward_glue_cuda.h"
 #include "kernels/gemm/gemm_cuda.h"
+#include "kernels/moe/moe.h"
 #include "kernels/moe/moe_cuda.h"
 #include "kernels/moe/moe_experts_cuda.h"
 #include "kernels/norm_rope/norm_rope_cuda.h"
@@ -89,24 +90,44 @@ void dense(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t n, float* 
   linear_cuda(ctx.dtype, p.down, n, ws.hidden.data(), f, h, d, spec::DType::f32, stream, true);
 }
 
-void experts(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t r0, int64_t n, float* h,
-             DeviceWorkspace& ws, const RouteTap& routes, CudaStream stream) {
-  const model::ModelConfig& c = ctx.c;
-  const int64_t d = c.hidden_size, E = c.n_routed_experts, K = c.num_experts_per_tok;
-  // Router logits in f32 from the unrounded normalised rows (router_dtype=fp32).
+// Router logits [n, E] f32 in ws.logits, in f32 from the unrounded normalised rows, or bf16 throughout
+// (router_dtype=bf16, [OFF]).
+void router_logits(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t n, const float* h,
+                   DeviceWorkspace& ws, CudaStream stream) {
+  using enum spec::DType;
+  const int64_t d = ctx.c.hidden_size, E = ctx.router.E;
+  ws.logits.reserve(n * E * 4);
+  if (ctx.flags.router_dtype != spec::RouterDtype::fp32) {
+    const void* x = ws.x.data();
+    uint8_t* tail = bytes(ws.tail.reserve(n * (d + E) * 2));
+    if (ctx.dtype == f32) {
+      copy_rows_cuda_simt(n, d, ws.x.data(), f32, d, tail, bf16, d, stream);
+      x = tail;
+    }
+    uint8_t* rounded = tail + n * d * 2;
+    linear_cuda(bf16, p.router_bf16, n, x, d, rounded, E, bf16, stream);
+    copy_rows_cuda_simt(n, E, rounded, bf16, E, ws.logits.data(), f32, E, stream);
+    return;
+  }
   const void* x32 = ws.x.data();
-  if (ctx.dtype != spec::DType::f32) {
+  if (ctx.dtype != f32) {
     x32 = ws.x32.reserve(n * d * 4);
-    norm(ctx, n, d, c.rms_norm_eps, h, d, p.post_norm, ws.x32.data(), d, spec::DType::f32, stream);
+    norm(ctx, n, d, ctx.c.rms_norm_eps, h, d, p.post_norm, ws.x32.data(), d, f32, stream);
   }
   GemmArgs g;
   g.M = n, g.N = E, g.K = d;
   g.a = x32, g.b = p.router;
   g.lda = g.ldb = d, g.ldc = E;
-  g.c = ws.logits.reserve(n * E * 4);
-  g.ab_type = spec::DType::f32;
+  g.c = ws.logits.data();
+  g.ab_type = f32;
   gemm_cuda_simt(g, stream);
+}
 
+void experts(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t r0, int64_t n, float* h,
+             DeviceWorkspace& ws, const RouteTap& routes, CudaStream stream) {
+  const model::ModelConfig& c = ctx.c;
+  const int64_t d = c.hidden_size, E = c.n_routed_experts, K = c.num_experts_per_tok;
+  router_logits(ctx, p, n, h, ws, stream);
   spec::RouterSelectArgs r{};
   r.config = ctx.router;
   r.T = n;
@@ -115,18 +136,28 @@ void experts(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t r0, int6
   r.idx = static_cast<int32_t*>(ws.idx.reserve(n * K * 4));
   r.weight = static_cast<float*>(ws.weight.reserve(n * K * 4));
   router_cuda_simt(r, stream);
-  if (routes) routes(r0, n, r.idx, r.weight);
+  const int32_t* served = nullptr;
+  if (ctx.capacity_factor > 0) {
+    auto* keep = static_cast<int32_t*>(ws.served.reserve(n * K * 4));
+    moe_capacity_cuda_simt(
+        {n, E, K, r.idx, r.weight, moe_expert_capacity(ctx.capacity_factor, K, n, E),
+         ctx.flags.drop_policy, nullptr},
+        keep, stream);
+    served = keep;
+  }
+  if (routes) routes(r0, n, r.idx, r.weight, served);
 
   spec::MoeExpertsArgs a{};
   a.T = n, a.d = d, a.m = c.moe_intermediate_size, a.E = E, a.K = K;
   a.shared_m = p.shared.gate != nullptr ? c.n_shared_experts * c.moe_intermediate_size : 0;
   a.x_dtype = a.w_dtype = ctx.dtype;
   a.x = ws.x.data();
-  a.idx = r.idx;
+  a.idx = served != nullptr ? served : r.idx;
   a.weight = r.weight;
   a.experts = p.experts;
   a.shared = p.shared;
   a.y = ws.y.reserve(n * d * spec::dtype_bytes(ctx.dtype));
+  a.moe_accum = ctx.flags.moe_accum;
   void* scratch = ws.experts.reserve(moe_experts_cuda_scratch_bytes(a));
   if (ctx.dtype == spec::DType::bf16)
     moe_experts_cuda_mma(a, scratch, stream);
@@ -176,8 +207,10 @@ void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8
 void run_ffn_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t rows,
                   DeviceWorkspace& ws, const RouteTap& routes, CudaStream stream) {
   const int64_t d = ctx.c.hidden_size;
-  for (int64_t r0 = 0; r0 < rows; r0 += kRows) {
-    const int64_t n = std::min(kRows, rows - r0);
+  // A capacity is of all rows of the pass together.
+  const int64_t chunk = ctx.capacity_factor > 0 ? rows : kRows;
+  for (int64_t r0 = 0; r0 < rows; r0 += chunk) {
+    const int64_t n = std::min(chunk, rows - r0);
     float* h = ws.h.as<float>() + r0 * d;
     ws.x.reserve(n * d * spec::dtype_bytes(ctx.dtype));
     norm(ctx, n, d, ctx.c.rms_norm_eps, h, d, p.post_norm, ws.x.data(), d, ctx.dtype, stream);

@@ -16,6 +16,7 @@ struct DevicePlan {
   const int32_t* slots = nullptr;      // [rows]
   const int32_t* tables = nullptr;     // as Plan::tables
   const int32_t* seqlens = nullptr;    // as Plan::seqlens
+  const int32_t* ids = nullptr;        // [rows]
   std::vector<const int32_t*>
       item_tables;  // [items] pages of each sequence (expanded attention over old rows)
 };
@@ -23,7 +24,7 @@ struct DevicePlan {
 // Grows to the largest pass and stays.
 struct DeviceWorkspace {
   DeviceBuffer h, a, x32, logits, x, cq, q, lat, q_abs, o_lat, attn, kv_rows, kvb, gate_up, hidden,
-      y, idx, weight, attention, experts, ids;
+      y, idx, weight, attention, experts, tail, served, last;
 };
 
 struct CudaLayerContext {
@@ -34,6 +35,7 @@ struct CudaLayerContext {
   bool use_bias;
   const float *cos, *sin;  // [positions, d_r / 2]
   double softmax_scale;
+  double capacity_factor;  // model::BackendOptions
 };
 
 // ws.q [rows, n_h, d_qk] and ws.lat [rows, d_c + d_r] -> ws.attn [rows, n_h, d_v] of the item's rows, which are in the
@@ -50,9 +52,10 @@ void attention_absorbed_cuda(const CudaLayerContext& ctx, const AttentionDims& m
 void run_attention_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, uint8_t* arena,
                         const Plan& plan, const DevicePlan& dp, DeviceWorkspace& ws,
                         CudaStream stream);
-// routes: called after the router with device idx [n, K] and weight [n, K] of rows [r0, r0 + n), or empty.
-using RouteTap =
-    std::function<void(int64_t r0, int64_t n, const int32_t* idx, const float* weight)>;
+// routes: called after the router with device idx [n, K] and weight [n, K] of rows [r0, r0 + n), and with a capacity
+// the served ones of idx [n, K] (-1: dropped), else null; or empty.
+using RouteTap = std::function<void(int64_t r0, int64_t n, const int32_t* idx, const float* weight,
+                                    const int32_t* served)>;
 void run_ffn_cuda(const CudaLayerContext& ctx, const DeviceLayer& p, int64_t rows,
                   DeviceWorkspace& ws, const RouteTap& routes, CudaStream stream);
 

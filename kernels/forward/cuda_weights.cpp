@@ -26,6 +26,7 @@ class Uploader {
     l.is_moe = p.is_moe;
     l.gate_up = put(p.gate_up), l.down = put(p.down);
     l.router = put(p.router), l.bias = put(p.bias);
+    l.router_bf16 = put(p.router_bf16);
     if (!p.is_moe) return l;
     const auto* device = static_cast<const uint8_t*>(put(p.experts.data(), p.experts.size()));
     const auto moved = [&](const void* host) -> const void* {

@@ -18,6 +18,7 @@ struct DeviceLayer {
   bool is_moe = false;
   DeviceLinear gate_up, down;
   const float* router = nullptr;               // [E, d]
+  DeviceLinear router_bf16;                    // only under router_dtype=bf16
   const float* bias = nullptr;                 // [E] or null
   const spec::FfnPointers* experts = nullptr;  // [E] in device memory, device pointers inside
   spec::FfnPointers shared{};                  // device pointers

@@ -18,6 +18,10 @@ void router_cuda_simt(const spec::RouterSelectArgs& a, CudaStream stream);
 int64_t moe_dispatch_cuda_scratch_bytes(const spec::MoeDispatchArgs& a);
 void moe_dispatch_cuda_simt(const spec::MoeDispatchArgs& a, void* scratch, CudaStream stream);
 
+// served[i] = idx[i], or -1 where the expert's capacity is full before slot i (SPEC 1.15); served [T, K] in place of
+// a.keep, which is not read.
+void moe_capacity_cuda_simt(const spec::MoeCapacityArgs& a, int32_t* served, CudaStream stream);
+
 // Sum over k ascending in fp32, one rounding; or rows ascending in bf16 (moe_accum). Rows and weights of unused slots (row < 0) are not read into the sum.
 void moe_combine_cuda_simt(const spec::MoeCombineArgs& a, CudaStream stream);
 

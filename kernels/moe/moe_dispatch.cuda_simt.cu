@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kPlanThreads)
 
 // served[i] = idx[i], or -1 where `capacity` slots of the expert go before slot i.
 __global__ void __launch_bounds__(kPlanThreads)
-    capacity_kernel(spec::MoeDispatchArgs a, int32_t* served) {
+    capacity_kernel(spec::MoeCapacityArgs a, int32_t* served) {
   V3B_DYNAMIC_SHARED(shared);
   int* expert = reinterpret_cast<int*>(shared);                  // [kTile]
   uint32_t* gate = reinterpret_cast<uint32_t*>(shared) + kTile;  // [kTile]
@@ -251,15 +251,21 @@ int64_t moe_dispatch_cuda_scratch_bytes(const spec::MoeDispatchArgs& a) {
   return (a.T * a.K <= kSmall ? 0 : tiles_of(a) * a.E * 4) + (a.capacity > 0 ? a.T * a.K * 4 : 0);
 }
 
+void moe_capacity_cuda_simt(const spec::MoeCapacityArgs& a, int32_t* served, CudaStream stream) {
+  if (a.T * a.K == 0) return;
+  launch(capacity_kernel,
+         {dim3(static_cast<unsigned>((a.T * a.K + kPlanThreads - 1) / kPlanThreads)), kPlanThreads,
+          kTile * 8, stream},
+         a, served);
+}
+
 void moe_dispatch_cuda_simt(const spec::MoeDispatchArgs& args, void* scratch, CudaStream stream) {
   spec::MoeDispatchArgs a = args;
   if (a.capacity > 0 && a.T * a.K > 0) {
     int32_t* served = static_cast<int32_t*>(scratch);
     scratch = served + a.T * a.K;
-    launch(capacity_kernel,
-           {dim3(static_cast<unsigned>((a.T * a.K + kPlanThreads - 1) / kPlanThreads)),
-            kPlanThreads, kTile * 8, stream},
-           a, served);
+    moe_capacity_cuda_simt({a.T, a.E, a.K, a.idx, a.weight, a.capacity, a.drop_policy, nullptr},
+                           served, stream);
     a.idx = served;
   }
   constexpr int kScanShared = 34 * 4;
