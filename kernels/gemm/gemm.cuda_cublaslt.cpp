@@ -3,6 +3,8 @@
 #if defined(V3B_HAVE_CUBLASLT)
 #include <dlfcn.h>
 
+#include <cstdlib>
+
 #include "kernels/gemm/cublaslt_plan.h"
 
 namespace v3b::kern {
@@ -34,6 +36,11 @@ std::unique_ptr<CublasLtPlan> plan(const GemmArgs& g, bool& found) {
 
 void* open_cublas(const char* name, std::string& missing) {
   const std::string file = std::string(name) + ".so." + std::to_string(CUBLAS_VER_MAJOR);
+  if (const char* own = std::getenv("V3BENCH_CUBLAS"); own != nullptr) {  // one file for both
+    void* so = dlopen(own, RTLD_NOW | RTLD_LOCAL);
+    if (so == nullptr) missing = std::string(own) + " (V3BENCH_CUBLAS) cannot be opened";
+    return so;
+  }
   void* so = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (so == nullptr) so = dlopen(("/usr/local/cuda/lib64/" + file).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (so == nullptr) missing = file + " not found";
