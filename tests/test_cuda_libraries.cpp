@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/gemm/gemm_libs_cuda.h"
+#include "kernels/gemm/mla_absorb.h"
 #include "kernels/gemm/rows_cuda.h"
 #include "kernels/moe/moe_experts_cuda.h"
 #include "kernels/moe/moe_libs_cuda.h"
@@ -152,6 +153,30 @@ TEST(CudaLibraries, Fp8BlockScales) {
             << i;
     }
   EXPECT_FALSE(cublaslt_refuses(spec::Fp8GemmArgs{4, 20, 128}).empty());
+}
+
+TEST(CudaLibraries, AbsorbedProjections) {
+  for (const auto type : {DType::bf16, DType::f32}) {
+    Random r;
+    const int64_t T = 5, n_h = 3, n = 12, k = 20;
+    const Values x = make(size_t(T * n_h * k), type, r, 0),
+                 w = make(size_t(n_h * n * k), type, r, 0);
+    std::vector<double> want(size_t(T * n_h * n));
+    for (int64_t h = 0; h < n_h; ++h)
+      ref::gemm<double>(T, n, k, x.v.data() + h * k, n_h * k, false, w.v.data() + h * n * k, k,
+                        true, want.data() + h * n, n_h * n);
+    const DeviceBuffer dx = device(x.bytes), dw = device(w.bytes);
+    DeviceBuffer y(T * n_h * n * spec::dtype_bytes(type)), scratch(kCublasLtScratchBytes);
+    const spec::MlaAbsorbArgs a = {T, n_h, n, k, type, dx.data(), dw.data(), y.data()};
+    ASSERT_EQ(cublaslt_refuses(a), "");
+    const std::shared_ptr<CublasLtPlan> plan(cublaslt_plan(a), cublaslt_free);
+    mla_absorb_cuda_cublaslt(a, *plan, scratch.data(), cuda_stream());
+    cuda_synchronize(cuda_stream());
+    const auto got = values_of(y, type);
+    for (size_t i = 0; i < want.size(); ++i)
+      ASSERT_EQ(got[i], type == DType::f32 ? want[i]
+                                           : double(spec::to_float(spec::to_bf16(float(want[i])))));
+  }
 }
 
 TEST(CudaLibraries, LmHead) {

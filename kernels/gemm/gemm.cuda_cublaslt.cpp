@@ -94,6 +94,20 @@ void CublasLtPlan::layouts(spec::DType in, spec::DType out, int64_t a_rows, int6
   make(&b, in, b_rows, b_cols, ldb);
   make(&c, out, c_rows, c_cols, ldc);
 }
+void CublasLtPlan::batch(int64_t count, int64_t stride_a, int64_t stride_b, int64_t stride_c) {
+  const auto many = static_cast<int32_t>(count);
+  const std::pair<cublasLtMatrixLayout_t, int64_t> all[] = {
+      {a, stride_a}, {b, stride_b}, {c, stride_c}};
+  for (const auto& [layout, stride] : all) {
+    cublaslt().check(cublaslt().cublasLtMatrixLayoutSetAttribute(
+                         layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &many, sizeof many),
+                     "cublasLtMatrixLayoutSetAttribute");
+    cublaslt().check(
+        cublaslt().cublasLtMatrixLayoutSetAttribute(
+            layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride),
+        "cublasLtMatrixLayoutSetAttribute");
+  }
+}
 // Partial sums of a split k may be kept in fp32 only: a reduction in the output's bf16 would round twice.
 bool CublasLtPlan::choose() {
   CublasLt& l = cublaslt();

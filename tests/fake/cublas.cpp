@@ -20,7 +20,8 @@ struct Desc {
 };
 struct Matrix {  // column-major
   cudaDataType_t type;
-  int64_t rows, cols, ld;
+  int64_t rows, cols, ld, stride = 0;
+  int32_t count = 1;
 };
 struct Preference {
   size_t bytes = 0;
@@ -116,6 +117,18 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* m, cudaDataTyp
       new Matrix{type, static_cast<int64_t>(rows), static_cast<int64_t>(cols), ld});
   return ld >= static_cast<int64_t>(rows) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t handle,
+                                                cublasLtMatrixLayoutAttribute_t what, const void* v,
+                                                size_t bytes) {
+  auto* m = reinterpret_cast<Matrix*>(handle);
+  if (what == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT && bytes == sizeof m->count)
+    std::memcpy(&m->count, v, bytes);
+  else if (what == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET && bytes == sizeof m->stride)
+    std::memcpy(&m->stride, v, bytes);
+  else
+    return CUBLAS_STATUS_INVALID_VALUE;
+  return CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t m) {
   delete reinterpret_cast<Matrix*>(m);
   return CUBLAS_STATUS_SUCCESS;
@@ -182,10 +195,16 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
       (fp8 && (!aligned(d->a_scale) || !aligned(d->b_scale))))
     return CUBLAS_STATUS_INVALID_VALUE;
   std::memset(workspace, 0x7f, bytes);  // it is the library's
-  product(z->rows, z->cols, d->ta == CUBLAS_OP_T ? x->rows : x->cols,
-          *static_cast<const float*>(alpha), d->ta == CUBLAS_OP_T, a, x->type, x->ld,
-          d->tb == CUBLAS_OP_T, b, y->type, y->ld, *static_cast<const float*>(beta), to, z->type,
-          z->ld, fp8 ? d->a_scale : nullptr, fp8 ? d->b_scale : nullptr);
+  if (x->count != y->count || x->count != z->count) return CUBLAS_STATUS_INVALID_VALUE;
+  const auto at = [](const void* p, const Matrix* m, int i) {
+    const int64_t e = m->type == CUDA_R_32F ? 4 : m->type == CUDA_R_16BF ? 2 : 1;
+    return const_cast<char*>(static_cast<const char*>(p)) + i * m->stride * e;
+  };
+  for (int i = 0; i < z->count; ++i)
+    product(z->rows, z->cols, d->ta == CUBLAS_OP_T ? x->rows : x->cols,
+            *static_cast<const float*>(alpha), d->ta == CUBLAS_OP_T, at(a, x, i), x->type, x->ld,
+            d->tb == CUBLAS_OP_T, at(b, y, i), y->type, y->ld, *static_cast<const float*>(beta),
+            at(to, z, i), z->type, z->ld, fp8 ? d->a_scale : nullptr, fp8 ? d->b_scale : nullptr);
   return CUBLAS_STATUS_SUCCESS;
 }
 
