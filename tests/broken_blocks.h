@@ -37,6 +37,17 @@ inline std::vector<Victim> block_victims() {
                                              for (int64_t r = 0; r < b.shape()[0]; ++r)
                                                b.set(r * k + k - 1, 0);
                                            })}}});
+  v.push_back({"mla_absorb",
+               "T=5,n_h=3,n=48,k=64",
+               {{.name = "weights of the next head",
+                 .before = on("w", [](HostTensor& w) { rotate(w, w.shape()[1] * w.shape()[2]); })},
+                {.name = "query of the next head",
+                 .before = on("x", [](HostTensor& x) { rotate(x, width(x)); })},
+                {.name = "last k dropped", .before = on("w", [](HostTensor& w) {
+                                             for (int64_t i = width(w) - 1; i < w.numel();
+                                                  i += width(w))
+                                               w.set(i, 0);
+                                           })}}});
   v.push_back({"fp8_gemm",
                "m=5,n=256,k=256",
                {{.name = "scale transposed", .before = on("sb", transpose_square)},

@@ -246,6 +246,7 @@ TEST(CudaGemm, LibraryFormsSayWhyTheyAreNotHere) {
       {"gemm", {"cuda_cublaslt", "cuda_cutlass_sm90"}},
       {"fp8_gemm", {"cuda_cublaslt", "cuda_cutlass_sm90"}},
       {"lm_head_ce", {"cuda_cublaslt"}},
+      {"mla_absorb", {"cuda_cublaslt"}},
       {"moe_experts", {"cuda_cublas"}}};
   size_t seen = 0;
   for (const auto& op : bench::all_ops()) {
@@ -261,7 +262,7 @@ TEST(CudaGemm, LibraryFormsSayWhyTheyAreNotHere) {
       ++seen;
     }
   }
-  EXPECT_EQ(seen, 6u);
+  EXPECT_EQ(seen, 7u);
   GemmArgs g;
   EXPECT_FALSE(cutlass_missing().empty());
   EXPECT_FALSE(cublaslt_missing().empty());

@@ -13,6 +13,7 @@ std::unique_ptr<OpBase> make_attention_decode_op();
 std::unique_ptr<OpBase> make_mla_prefill_op();
 std::unique_ptr<OpBase> make_mla_decode_op();
 std::unique_ptr<OpBase> make_mla_cache_write_op();
+std::unique_ptr<OpBase> make_mla_absorb_op();
 std::unique_ptr<OpBase> make_gemm_op();
 std::unique_ptr<OpBase> make_fp8_quant_op();
 std::unique_ptr<OpBase> make_fp8_gemm_op();
@@ -39,6 +40,7 @@ std::vector<std::unique_ptr<OpBase>> all_ops() {
   ops.push_back(make_mla_prefill_op());
   ops.push_back(make_mla_decode_op());
   ops.push_back(make_mla_cache_write_op());
+  ops.push_back(make_mla_absorb_op());
   ops.push_back(make_gemm_op());
   ops.push_back(make_fp8_quant_op());
   ops.push_back(make_fp8_gemm_op());

@@ -21,6 +21,7 @@ namespace v3b::kern {
   F(cublasLtMatmulDescSetAttribute)       \
   F(cublasLtMatrixLayoutCreate)           \
   F(cublasLtMatrixLayoutDestroy)          \
+  F(cublasLtMatrixLayoutSetAttribute)     \
   F(cublasLtMatmulPreferenceCreate)       \
   F(cublasLtMatmulPreferenceDestroy)      \
   F(cublasLtMatmulPreferenceSetAttribute) \
@@ -57,6 +58,8 @@ struct CublasLtPlan {
   void layouts(spec::DType in, spec::DType out, int64_t a_rows, int64_t a_cols, int64_t lda,
                int64_t b_rows, int64_t b_cols, int64_t ldb, int64_t c_rows, int64_t c_cols,
                int64_t ldc);
+  // The layouts are those of one of `count` products, `stride` elements apart.
+  void batch(int64_t count, int64_t stride_a, int64_t stride_b, int64_t stride_c);
   bool choose();  // the heuristics' first algorithm; false: there is none
   void run(const void* lib_a, const void* lib_b, void* c, float beta, void* scratch,
            CudaStream stream) const;

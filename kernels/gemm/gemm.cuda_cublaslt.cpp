@@ -3,6 +3,8 @@
 #if defined(V3B_HAVE_CUBLASLT)
 #include <dlfcn.h>
 
+#include <cstdlib>
+
 #include "kernels/gemm/cublaslt_plan.h"
 
 namespace v3b::kern {
@@ -34,6 +36,11 @@ std::unique_ptr<CublasLtPlan> plan(const GemmArgs& g, bool& found) {
 
 void* open_cublas(const char* name, std::string& missing) {
   const std::string file = std::string(name) + ".so." + std::to_string(CUBLAS_VER_MAJOR);
+  if (const char* own = std::getenv("V3BENCH_CUBLAS"); own != nullptr) {  // one file for both
+    void* so = dlopen(own, RTLD_NOW | RTLD_LOCAL);
+    if (so == nullptr) missing = std::string(own) + " (V3BENCH_CUBLAS) cannot be opened";
+    return so;
+  }
   void* so = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (so == nullptr) so = dlopen(("/usr/local/cuda/lib64/" + file).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (so == nullptr) missing = file + " not found";
@@ -86,6 +93,20 @@ void CublasLtPlan::layouts(spec::DType in, spec::DType out, int64_t a_rows, int6
   make(&a, in, a_rows, a_cols, lda);
   make(&b, in, b_rows, b_cols, ldb);
   make(&c, out, c_rows, c_cols, ldc);
+}
+void CublasLtPlan::batch(int64_t count, int64_t stride_a, int64_t stride_b, int64_t stride_c) {
+  const auto many = static_cast<int32_t>(count);
+  const std::pair<cublasLtMatrixLayout_t, int64_t> all[] = {
+      {a, stride_a}, {b, stride_b}, {c, stride_c}};
+  for (const auto& [layout, stride] : all) {
+    cublaslt().check(cublaslt().cublasLtMatrixLayoutSetAttribute(
+                         layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &many, sizeof many),
+                     "cublasLtMatrixLayoutSetAttribute");
+    cublaslt().check(
+        cublaslt().cublasLtMatrixLayoutSetAttribute(
+            layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride),
+        "cublasLtMatrixLayoutSetAttribute");
+  }
 }
 // Partial sums of a split k may be kept in fp32 only: a reduction in the output's bf16 would round twice.
 bool CublasLtPlan::choose() {
