@@ -204,8 +204,10 @@ void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept {
   const bool stream = stream_output(a.rows * a.cols) && line_aligned(a.codes, a.cols);
   for_spans(
       a.rows, team_for(3 * bytes, 0),
-      [&](int64_t lo, int64_t hi) { HWY_DYNAMIC_DISPATCH(rows)
-                                    (a, lo, hi, stream); },
+      [&](int64_t lo, int64_t hi) {
+        HWY_DYNAMIC_DISPATCH(rows)
+        (a, lo, hi, stream);
+      },
       a.weight ? spec::kFp8Block : 1);
 }
 
