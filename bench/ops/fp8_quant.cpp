@@ -106,7 +106,9 @@ struct Fp8Quant {
 
   static std::vector<Impl<Fp8Quant>> impls() {
     std::vector<Impl<Fp8Quant>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+    v.push_back({"cpu_simd",
+                 nullptr,
+                 [](Data& d) {
                    return Runner{.run = [a = d.args()] { kern::fp8_quant_cpu_simd(a); },
                                  .resolved_isa = kern::fp8_quant_cpu_simd_isa()};
                  },

@@ -112,7 +112,9 @@ struct MlaCacheWrite {
   }
   static std::vector<Impl<MlaCacheWrite>> impls() {
     std::vector<Impl<MlaCacheWrite>> v;
-    v.push_back({"cpu_simd", supported, [](Data& d) {
+    v.push_back({"cpu_simd",
+                 supported,
+                 [](Data& d) {
                    return Runner{.run = [&d] { kern::mla_cache_write_cpu_simd(d.args()); },
                                  .resolved_isa = kern::attention_cpu_simd_isa(spec::DType::f32)};
                  },

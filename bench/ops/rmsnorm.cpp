@@ -114,9 +114,8 @@ struct RmsNorm {
     v.push_back({"cpu_simd",
                  nullptr,
                  [](Data& d) {
-                   return Runner{
-                       .run = [&d] { kern::rmsnorm_cpu_simd(d.args(), d.residual_in()); },
-                       .resolved_isa = kern::rmsnorm_cpu_simd_isa()};
+                   return Runner{.run = [&d] { kern::rmsnorm_cpu_simd(d.args(), d.residual_in()); },
+                                 .resolved_isa = kern::rmsnorm_cpu_simd_isa()};
                  },
                  false,
                  {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16}});

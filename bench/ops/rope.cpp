@@ -116,7 +116,9 @@ struct Rope {
   }
   static std::vector<Impl<Rope>> impls() {
     std::vector<Impl<Rope>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+    v.push_back({"cpu_simd",
+                 nullptr,
+                 [](Data& d) {
                    const spec::RopeArgs a = d.args();
                    return Runner{.run = [a] { kern::rope_cpu_simd(a); },
                                  .resolved_isa = kern::rope_cpu_simd_isa()};

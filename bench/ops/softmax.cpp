@@ -6,6 +6,7 @@
 #include "bench/harness/cuda_mirror.h"
 #include "bench/harness/op.h"
 #include "bench/ops/registry.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/norm_rope_cuda.h"
 #include "kernels/norm_rope/swiglu.h"
 
@@ -73,7 +74,9 @@ struct Softmax {
   static std::vector<Impl<Softmax>> impls() {
     std::vector<Impl<Softmax>> v;
     v.push_back(
-        {"cpu_simd", nullptr, [](Data& d) {
+        {"cpu_simd",
+         nullptr,
+         [](Data& d) {
            const Shape& s = d.shape;
            const spec::SoftmaxArgs a{
                s.T, s.n, kScale, d.x.as<float>(), s.n, d.y.as<float>(), s.n, d.lse.as<float>()};
@@ -90,6 +93,15 @@ struct Softmax {
       void* scratch = m.scratch(kern::softmax_cuda_scratch_bytes(a));
       return [=](kern::CudaStream stream) { kern::softmax_cuda_simt(a, scratch, stream); };
     }));
+    v.push_back({"cpu_onednn", nullptr,
+                 [](Data& d) {
+                   const Shape& s = d.shape;
+                   return Runner{
+                       .run = kern::softmax_cpu_onednn({s.T, s.n, kScale, d.x.as<float>(), s.n,
+                                                        d.y.as<float>(), s.n, d.lse.as<float>()}),
+                       .resolved_isa = kern::gemm_onednn_isa()};
+                 },
+                 true});
     v.push_back({"cpu_eigen", nullptr,
                  [](Data& d) {
                    return Runner{.run =

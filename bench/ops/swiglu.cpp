@@ -78,7 +78,9 @@ struct Swiglu {
   }
   static std::vector<Impl<Swiglu>> impls() {
     std::vector<Impl<Swiglu>> v;
-    v.push_back({"cpu_simd", nullptr, [](Data& d) {
+    v.push_back({"cpu_simd",
+                 nullptr,
+                 [](Data& d) {
                    const spec::SwigluArgs a = d.args();
                    return Runner{.run = [a] { kern::swiglu_cpu_simd(a); },
                                  .resolved_isa = kern::swiglu_cpu_simd_isa()};

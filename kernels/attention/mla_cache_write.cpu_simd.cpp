@@ -91,11 +91,10 @@ void write_record(const spec::MlaCacheWriteArgs& a, const uint8_t* c, const uint
     const int64_t n = std::min(kTile, a.d_c - t * kTile);
     const uint8_t* from = c + t * kTile * e;
     float whole;
-    if (n == kTile &&
-        (e == 2 ? quantise_whole(reinterpret_cast<const spec::bf16*>(from), a.kv_format,
-                                 row + t * kTile, whole)
-                : quantise_whole(reinterpret_cast<const float*>(from), a.kv_format,
-                                 row + t * kTile, whole))) {
+    if (n == kTile && (e == 2 ? quantise_whole(reinterpret_cast<const spec::bf16*>(from),
+                                               a.kv_format, row + t * kTile, whole)
+                              : quantise_whole(reinterpret_cast<const float*>(from), a.kv_format,
+                                               row + t * kTile, whole))) {
       std::memcpy(row + a.d_c + 4 * t, &whole, 4);
       continue;
     }
@@ -132,15 +131,16 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
   // Quantising costs some passes more than copying.
   const bool record = a.kv_format != spec::KvFormat::bf16;
   // Quantising costs some passes more than copying.
-  const int threads = team_for(
-      static_cast<double>(a.T) * static_cast<double>(row_bytes) * (record ? 4 : 2), 0);
+  const int threads =
+      team_for(static_cast<double>(a.T) * static_cast<double>(row_bytes) * (record ? 4 : 2), 0);
   const uint8_t* c = static_cast<const uint8_t*>(a.c);
   const uint8_t* k_pe = static_cast<const uint8_t*>(a.k_pe);
   uint8_t* cache = static_cast<uint8_t*>(a.cache);
   // A prompt's rows are read by later steps; a decode step's few at once, so they stay in the caches.
   constexpr int64_t kPromptBytes = 256 << 10;
-  const bool stream = !record && a.T * row_bytes >= kPromptBytes && line_aligned(cache, row_bytes) &&
-                      line_aligned(nullptr, a.d_c * e) && line_aligned(nullptr, a.d_r * e);
+  const bool stream = !record && a.T * row_bytes >= kPromptBytes &&
+                      line_aligned(cache, row_bytes) && line_aligned(nullptr, a.d_c * e) &&
+                      line_aligned(nullptr, a.d_r * e);
   constexpr int64_t kRowsAhead = 4;
   for_spans(a.T, threads, [&](int64_t lo, int64_t hi) {
     for (int64_t t = lo; t < hi; ++t) {

@@ -64,8 +64,8 @@ HWY_INLINE uint32_t top_bits(const spec::bf16* x, int64_t rows, int64_t stride) 
       m1 = hn::Max(m1, hn::And(hn::LoadU(d16, p + n), magnitude));
     }
   const auto w = hn::BitCast(du, hn::Max(m0, m1));
-  return hn::GetLane(hn::MaxOfLanes(
-      du, hn::Max(hn::ShiftLeft<16>(w), hn::And(w, hn::Set(du, 0xffff0000u)))));
+  return hn::GetLane(
+      hn::MaxOfLanes(du, hn::Max(hn::ShiftLeft<16>(w), hn::And(w, hn::Set(du, 0xffff0000u)))));
 }
 HWY_INLINE uint32_t top_bits(const float* x, int64_t rows, int64_t stride) {
   const Du du;
@@ -98,8 +98,8 @@ HWY_INLINE bool encode_row(const T* x, float scale, uint8_t* codes) {
     auto q = hn::Mul(v, vr);
     if constexpr (!kPower) q = hn::MulAdd(hn::NegMulAdd(q, vs, v), vr, q);
     const auto u = hn::BitCast(du, q);
-    return hn::Add(u, hn::Add(hn::And(hn::ShiftRight<20>(u), hn::Set(du, 1u)),
-                              hn::Set(du, 0x7ffffu)));
+    return hn::Add(u,
+                   hn::Add(hn::And(hn::ShiftRight<20>(u), hn::Set(du, 1u)), hn::Set(du, 0x7ffffu)));
   };
   constexpr uint16_t kSmallest = 117 << 3, kNormal = 121 << 3;  // 2^-10, 2^-6: exponent and 3 bits
   auto nearest = hn::Set(d16, uint16_t{0xffff});

@@ -12,8 +12,8 @@
 #define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/gemm/fp8_quant.cpu_simd.cpp"
-#include <hwy/foreach_target.h>
 #include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 #include "kernels/gemm/fp8_encode-inl.h"
@@ -90,8 +90,7 @@ float weight_scale(float amax) { return amax > 0 ? amax / 448.0F : 1.0F; }
 // One row's part of a block with its scale; whole rows of 128 the short way where it is right.
 template <bool kPower, bool kStream, class T>
 HWY_INLINE void encode_part(const T* x, int64_t n, float scale, uint8_t* codes) {
-  if (n == kBlock && fp8::plain_scale(scale) &&
-      fp8::encode_row<kPower, kStream>(x, scale, codes))
+  if (n == kBlock && fp8::plain_scale(scale) && fp8::encode_row<kPower, kStream>(x, scale, codes))
     return;
   encode_row(x, n, scale, codes);
 }
@@ -205,7 +204,10 @@ void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept {
   const bool stream = stream_output(a.rows * a.cols) && line_aligned(a.codes, a.cols);
   for_spans(
       a.rows, team_for(3 * bytes, 0),
-      [&](int64_t lo, int64_t hi) { HWY_DYNAMIC_DISPATCH(rows)(a, lo, hi, stream); },
+      [&](int64_t lo, int64_t hi) {
+        HWY_DYNAMIC_DISPATCH(rows)
+        (a, lo, hi, stream);
+      },
       a.weight ? spec::kFp8Block : 1);
 }
 

@@ -18,8 +18,7 @@ void embedding_cpu_copy(const spec::EmbeddingArgs& a) noexcept {
     for (int64_t t = lo; t < hi; ++t) {
       const char* from = table + a.ids[t] * row;
       if (stream)
-        copy_past_caches(y + t * row, from, row,
-                         t + 1 < hi ? table + a.ids[t + 1] * row : nullptr);
+        copy_past_caches(y + t * row, from, row, t + 1 < hi ? table + a.ids[t + 1] * row : nullptr);
       else
         std::memcpy(y + t * row, from, static_cast<size_t>(row));
     }

@@ -97,13 +97,13 @@ HWY_INLINE Raw<E> round_two(VF a, VF b) {
     const DU du;
 #if HWY_TARGET <= HWY_AVX3
     if constexpr (kNative) {
-      alignas(64) static constexpr uint16_t kZip[32] = {
-          0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+      alignas(64) static constexpr uint16_t kZip[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                        21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                        11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
       __m512i both;
       __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(both) : "v"(a.raw), "v"(b.raw));
-      return {VU{_mm512_permutexvar_epi16(
-          _mm512_load_si512(reinterpret_cast<const __m512i*>(kZip)), both)}};
+      return {VU{_mm512_permutexvar_epi16(_mm512_load_si512(reinterpret_cast<const __m512i*>(kZip)),
+                                          both)}};
     }
 #endif
     const VU low = hn::ShiftRight<16>(rounded<false>(a)), high = rounded<false>(b);

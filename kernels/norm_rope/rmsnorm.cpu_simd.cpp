@@ -27,7 +27,8 @@ struct Job {
   int x_type, w_type, y_type;  // 0 f32, 1 bf16
   const void* x;
   int64_t x_stride;
-  const void* r_in;  // residual as it comes and goes, in the dtype of x, dense rows, may be one; or both null
+  const void*
+      r_in;  // residual as it comes and goes, in the dtype of x, dense rows, may be one; or both null
   void* r;
   const void* w;
   void* y;
@@ -175,10 +176,11 @@ struct Rows {
 template <class E, bool kResidual, bool kStream, bool kNative>
 void same_type_spans(const Job& j) {
   const double passes = kResidual ? 5.0 : 3.0;
-  const int threads = team_for(
-      passes * static_cast<double>(j.T) * static_cast<double>(j.d) * sizeof(E), 0);
+  const int threads =
+      team_for(passes * static_cast<double>(j.T) * static_cast<double>(j.d) * sizeof(E), 0);
   for_spans(j.T, threads, [&](int64_t lo, int64_t hi) {
-    if constexpr (!kResidual) return Rows<E, false, kStream, kNative>{j, static_cast<const E*>(j.w), nullptr}.span(lo, hi);
+    if constexpr (!kResidual)
+      return Rows<E, false, kStream, kNative>{j, static_cast<const E*>(j.w), nullptr}.span(lo, hi);
     Buffer<E> kept(j.d, false);
     Rows<E, kResidual, kStream, kNative>{j, static_cast<const E*>(j.w), kept.data()}.span(lo, hi);
   });
@@ -193,7 +195,8 @@ void same_type(const Job& j) {
   const int64_t e = sizeof(E);
   const bool stream = stream_output(j.T * j.d * e) && line_aligned(j.y, j.y_stride * e) &&
                       line_aligned(j.r, j.d * e);
-  if (native_bf16<E>()) return stream ? same_type_as<E, true, true>(j) : same_type_as<E, false, true>(j);
+  if (native_bf16<E>())
+    return stream ? same_type_as<E, true, true>(j) : same_type_as<E, false, true>(j);
   stream ? same_type_as<E, true, false>(j) : same_type_as<E, false, false>(j);
 }
 
@@ -236,8 +239,9 @@ void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept { rmsnorm_cpu_simd(a,
 void rmsnorm_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in) noexcept {
   const int c = code(a.dtype);
   const bool hf = a.norm_rounding == spec::NormRounding::hf && c == 1;  // f32 storage: no rounding
-  const Job j{a.T, a.d,         static_cast<float>(a.eps), hf,  c,   c, c, a.x,
-              a.d, residual_in, a.residual,                a.w, a.y, a.d};
+  const Job j{
+      a.T, a.d, static_cast<float>(a.eps), hf, c, c, c, a.x, a.d, residual_in, a.residual, a.w,
+      a.y, a.d};
   HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
 }
 void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {

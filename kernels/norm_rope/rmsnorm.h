@@ -5,7 +5,7 @@
 
 namespace v3b::kern {
 void rmsnorm_cpu_simd(
-    const spec::RmsNormArgs& a) noexcept;     // Highway, OpenMP over rows; f32 and bf16
+    const spec::RmsNormArgs& a) noexcept;  // Highway, OpenMP over rows; f32 and bf16
 // The residual read from another place than the one that it is written to: residual = x + residual_in.
 void rmsnorm_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in) noexcept;
 const char* rmsnorm_cpu_simd_isa() noexcept;  // the Highway target that runs here

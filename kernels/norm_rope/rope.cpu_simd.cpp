@@ -118,8 +118,8 @@ struct Slices {
       for (int64_t i = 0; i < 2 * half; i += n) {
         ahead(x + i);
         const VF v = hn::LoadU(df, x + i);
-        const VF out = hn::MulAdd(hn::Shuffle2301(v), hn::LoadU(df, s + i),
-                                  hn::Mul(v, hn::LoadU(df, c + i)));
+        const VF out =
+            hn::MulAdd(hn::Shuffle2301(v), hn::LoadU(df, s + i), hn::Mul(v, hn::LoadU(df, c + i)));
         put_one(out, y + i);
       }
     } else {
@@ -158,7 +158,8 @@ struct Slices {
       arrange(r.cos + p, r.sin + p, c, s);
       const E* x = static_cast<const E*>(r.x) + t * r.x_token_stride;
       E* y = static_cast<E*>(r.y) + t * r.y_token_stride;
-      for (int64_t h = 0; h < r.n_h; ++h) slice(x + h * r.x_head_stride, y + h * r.y_head_stride, c, s);
+      for (int64_t h = 0; h < r.n_h; ++h)
+        slice(x + h * r.x_head_stride, y + h * r.y_head_stride, c, s);
     }
     if (kStream) hwy::FlushStream();
   }

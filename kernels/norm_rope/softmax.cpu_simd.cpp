@@ -24,8 +24,8 @@
 #define V3B_SOFTMAX_ONCE
 namespace v3b::kern {
 namespace {
-constexpr double kExpBytes = 16;     // an exponential costs about as much as moving so many bytes
-constexpr int64_t kBlock = 1024;     // elements: in L1, and a multiple of every vector length
+constexpr double kExpBytes = 16;  // an exponential costs about as much as moving so many bytes
+constexpr int64_t kBlock = 1024;  // elements: in L1, and a multiple of every vector length
 constexpr int64_t kSplitRow = 1 << 15;  // a single row from here on is shared by the threads
 constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 
@@ -125,7 +125,11 @@ struct Turns {
       int64_t v = lo;
       for (; v + 2 * lanes <= body; v += 2 * lanes) step(v, s0), step(v + lanes, s1);
       if (v < body) step(v, s0);
-      double total = sum(df, hn::Add(s0, s1));  // f32 within a block, double across: a plain f32 sum of 1e5 terms loses 5e-6
+      double total = sum(
+          df,
+          hn::Add(
+              s0,
+              s1));  // f32 within a block, double across: a plain f32 sum of 1e5 terms loses 5e-6
       for (int64_t i = body; i < hi; ++i) {
         if constexpr (kWrite) y[i] = kept.e[i] * factor;
         if constexpr (kRead) {
@@ -173,10 +177,11 @@ void split_row(const spec::SoftmaxArgs& a, const Kept& kept, int threads) {
     const int64_t t = omp_get_num_threads(), i = omp_get_thread_num();
     const int64_t blocks = (a.n + kBlock - 1) / kBlock, b = blocks * i / t, lo = b * kBlock;
     const int64_t n = std::min(a.n, blocks * (i + 1) / t * kBlock) - lo;
-    const Turns<kStream, kNegative> turns{static_cast<float>(a.scale), {kept.e + lo, kept.base + b}};
-    const RowSum mine =
-        a.y != nullptr ? turns.template turn<true, true, false>(n, a.x + lo, nullptr, {})
-                       : turns.template turn<true, false, false>(n, a.x + lo, nullptr, {});
+    const Turns<kStream, kNegative> turns{static_cast<float>(a.scale),
+                                          {kept.e + lo, kept.base + b}};
+    const RowSum mine = a.y != nullptr
+                            ? turns.template turn<true, true, false>(n, a.x + lo, nullptr, {})
+                            : turns.template turn<true, false, false>(n, a.x + lo, nullptr, {});
 #pragma omp critical
     all.merge(mine);
 #pragma omp barrier

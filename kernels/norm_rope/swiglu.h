@@ -1,6 +1,8 @@
 // Elementwise and row kernels beside the norms: SwiGLU (SPEC 1.13), softmax rows (1.5), embedding
 // gather (1.1). Memory-bound: least bytes 3Tme, 2Tn*4, 2Tde.
 #pragma once
+#include <functional>
+
 #include "reference/spec/embedding.h"
 #include "reference/spec/swiglu.h"
 
@@ -9,5 +11,7 @@ void swiglu_cpu_simd(const spec::SwigluArgs& a) noexcept;
 const char* swiglu_cpu_simd_isa() noexcept;
 void softmax_cpu_simd(const spec::SoftmaxArgs& a) noexcept;
 const char* softmax_cpu_simd_isa() noexcept;
+// oneDNN's, prepared for these pointers (y not null); throws dnnl::error where it has none.
+std::function<void()> softmax_cpu_onednn(const spec::SoftmaxArgs& a);
 void embedding_cpu_copy(const spec::EmbeddingArgs& a) noexcept;
 }  // namespace v3b::kern
