@@ -154,6 +154,8 @@ class NextRows {
   // Nothing where a row is a small part of its stride: most bytes would be others'.
   NextRows(const RowsTask& t, int64_t j, int64_t n, int64_t key_bytes) {
     if (n > 0 && t.keys.k1_stride <= 2 * key_bytes) count_ = runs_of(t.keys, j, n, runs_);
+    if (n > 0 && t.keys.v && !t.keys.table && t.keys.v_stride <= 4 * t.d_v)
+      runs_[count_++] = {0, n, t.keys.v + j * t.keys.v_stride, t.keys.v_stride};
     for (int64_t i = 0; i < count_; ++i) left_ += runs_[i].n * runs_[i].stride;
     flop_ = t.R * n * (t.d_qk + t.d_v);
   }
@@ -173,7 +175,7 @@ class NextRows {
   }
 
  private:
-  Run runs_[kMostRuns];
+  Run runs_[kMostRuns + 1];
   int64_t count_ = 0, at_ = 0, done_ = 0, left_ = 0, flop_ = 0;
 };
 
@@ -210,8 +212,7 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
                         (!t.keys.table || (t.keys.page >= kShortest && t.keys.page % 2 == 0));
 
   // Few rows multiply with V's rows where they lie.
-  const bool direct =
-      kn.direct && in_place && !t.keys.v && t.R <= kDirectRows && t.d_v % kPanel == 0;
+  const bool direct = kn.direct && in_place && t.R <= kDirectRows && t.d_v % kPanel == 0;
   if (kn.begin) kn.begin();
   for (int64_t j = t.j0; j < end; j += key_block) {
     const int64_t n = std::min(key_block, end - j), n_next = std::min(key_block, end - j - n);
@@ -277,10 +278,13 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
       const int64_t a_m = kn.p_rows ? 4 * kPairRow : 4, a_k = kn.p_rows ? 4 : 4 * width;
       for (int64_t i = 0; direct && i < count && runs[i].at < np; ++i) {
         const int64_t keys = std::min(runs[i].n, np - runs[i].at);
+        const uint8_t* v = runs[i].k;
+        int64_t stride = runs[i].stride;
+        if (t.keys.v) stride = t.keys.v_stride, v = t.keys.v + (j + runs[i].at) * stride;
         for (int64_t c = 0; c < dv; c += kPanel)
-          kn.direct(here, w.pairs.data() + runs[i].at / 2 * width, a_m, a_k, runs[i].k + 2 * c,
-                    runs[i].stride, kNr, keys, o + p * dv + c, dv,
-                    i == 0 ? w.alpha.data() + p : w.ones.data(), next.take(here * keys * kPanel));
+          kn.direct(here, w.pairs.data() + runs[i].at / 2 * width, a_m, a_k, v + 2 * c, stride, kNr,
+                    keys, o + p * dv + c, dv, i == 0 ? w.alpha.data() + p : w.ones.data(),
+                    next.take(here * keys * kPanel));
       }
       for (int64_t c = 0; !direct && c < dv; c += kPanel)
         kn.tile(here, P, a_m, a_k, w.v.data() + c * kv, panel_vectors(t.d_v, c),

@@ -62,6 +62,59 @@ inline __attribute__((always_inline)) void tile(const char* a, int64_t a_m, int6
   }
 }
 
+// 16 rows and one vector of lanes, A's units one after another: as many loads as products would bind, so a quarter of
+// the rows comes from registers (16 units each), broadcast by a shuffle, and every second k fetches ahead.
+inline __attribute__((always_inline)) void tile_16x1(const char* a, int64_t a_m, const char* b,
+                                                     int64_t K, float* c, int64_t ldc,
+                                                     Walk& ahead) {
+  constexpr int kFromMemory = 12;
+  __m512 acc[16];
+#pragma GCC unroll 16
+  for (int m = 0; m < 16; ++m) acc[m] = _mm512_setzero_ps();
+  const char* next = ahead.p;
+  const int64_t step = 2 * ahead.step;
+  const auto memory_rows = [&](int count, __m512bh vb) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < count; ++m) {
+      int32_t unit;
+      std::memcpy(&unit, a + m * a_m, 4);
+      acc[m] = _mm512_dpbf16_ps(acc[m], (__m512bh)_mm512_set1_epi32(unit), vb);
+    }
+  };
+  int64_t k = 0;
+  for (; k + 16 <= K; k += 16) {
+    __m512i row[16 - kFromMemory];
+#pragma GCC unroll 4
+    for (int m = 0; m < 16 - kFromMemory; ++m)
+      row[m] = _mm512_loadu_si512(a + (kFromMemory + m) * a_m);
+    __m512i index = _mm512_setzero_si512();
+    for (int i = 0; i < 16; i += 2) {
+      _mm_prefetch(next, _MM_HINT_T1);
+      next += step;
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const __m512bh vb = (__m512bh)_mm512_loadu_si512(b);
+        memory_rows(kFromMemory, vb);
+#pragma GCC unroll 4
+        for (int m = 0; m < 16 - kFromMemory; ++m)
+          acc[kFromMemory + m] = _mm512_dpbf16_ps(
+              acc[kFromMemory + m], (__m512bh)_mm512_permutexvar_epi32(index, row[m]), vb);
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(1));
+        a += 4;
+        b += 64;
+      }
+    }
+  }
+  for (; k < K; ++k) {
+    memory_rows(16, (__m512bh)_mm512_loadu_si512(b));
+    a += 4;
+    b += 64;
+  }
+  ahead.p = next;
+#pragma GCC unroll 16
+  for (int m = 0; m < 16; ++m) _mm512_storeu_ps(c + m * ldc, acc[m]);
+}
+
 template <int MR, int NR>
 void panel(int64_t M, const char* a, int64_t a_m, int64_t a_k, const char* b, int64_t K, float* c,
            int64_t ldc, const float* cs, Ahead ahead) {
@@ -72,6 +125,8 @@ void panel(int64_t M, const char* a, int64_t a_m, int64_t a_k, const char* b, in
          rounds > 0 ? (ahead.bytes + rounds - 1) / rounds : 0};
   const auto at = [&](int64_t i) { return a + i * a_m; };
   const auto scale_at = [&](int64_t i) { return cs ? cs + i : nullptr; };
+  if (NR == 1 && a_k == 4 && cs == nullptr)
+    for (; m + 16 <= M; m += 16) tile_16x1(at(m), a_m, b, K, c + m * ldc, ldc, w);
   for (; m + MR <= M; m += MR)
     tile<MR, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
   for (; m + 4 <= M; m += 4) tile<4, NR>(at(m), a_m, a_k, b, K, c + m * ldc, ldc, scale_at(m), w);
