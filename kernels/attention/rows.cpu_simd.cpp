@@ -212,7 +212,7 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
                         (!t.keys.table || (t.keys.page >= kShortest && t.keys.page % 2 == 0));
 
   // Few rows multiply with V's rows where they lie.
-  const bool direct = kn.direct && in_place && t.R <= kDirectRows && t.d_v % kPanel == 0;
+  const bool direct = kn.direct && t.R <= kDirectRows && t.d_v % kPanel == 0;
   if (kn.begin) kn.begin();
   for (int64_t j = t.j0; j < end; j += key_block) {
     const int64_t n = std::min(key_block, end - j), n_next = std::min(key_block, end - j - n);

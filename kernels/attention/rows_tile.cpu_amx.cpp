@@ -145,7 +145,8 @@ RowsKernels V3B_AMX_ENTRY(rows_kernels_amx)() noexcept {
   k.store_turned = store_turned_512;
   k.begin = begin;
   k.end = end;
-  k.key_block = 256;  // tiles of C for values: 24 cycles a key of loads and stores; with 128 keys 48
+  k.key_block =
+      256;  // tiles of C for values: 24 cycles a key of loads and stores; with 128 keys 48
   k.unit = 16;
   k.p_rows = true;
   return k;
