@@ -64,6 +64,7 @@ void expand(const MlaExpandArgs& a, const RowsKernels& kn) {
     static thread_local Buffer<uint8_t> rows;
     sums.reserve_discard(kOutputs * kPanel);
     if (!in_place) rows.reserve_discard(kOutputs * 4 * K);
+    if (kn.begin) kn.begin();
 #pragma omp for schedule(dynamic)
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t n0 = b * kOutputs, outputs = std::min(kOutputs, a.outputs - n0);
@@ -95,6 +96,7 @@ void expand(const MlaExpandArgs& a, const RowsKernels& kn) {
                        a.outputs);
       }
     }
+    if (kn.end) kn.end();
   }
 }
 

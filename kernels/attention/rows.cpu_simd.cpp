@@ -121,7 +121,7 @@ void finish_row(const RowsTask& t, int64_t r, const float* o, float m, float l) 
 }
 
 struct Scratch {
-  Buffer<float> o, s, m, l, alpha;
+  Buffer<float> o, s, m, l, alpha, ones;
   Buffer<uint32_t> q, pairs, v;
   Buffer<uint8_t> k;
   Buffer<int32_t> visible;
@@ -133,8 +133,9 @@ struct Run {
   const uint8_t* k;
   int64_t stride;
 };
-constexpr int64_t kShortest = 16;  // keys of a page from which it is read where it lies
-constexpr int64_t kMostRuns = kKeyBlock / kShortest + 1;
+constexpr int64_t kDirectRows = 32;  // of a task
+constexpr int64_t kShortest = 16;    // keys of a page from which it is read where it lies
+constexpr int64_t kMostRuns = kMostKeys / kShortest + 1;
 
 // Stretches of keys [j, j + n) in their memory; at most kMostRuns for pages of kShortest keys and more.
 int64_t runs_of(const KeySource& s, int64_t j, int64_t n, Run* runs) {
@@ -153,6 +154,8 @@ class NextRows {
   // Nothing where a row is a small part of its stride: most bytes would be others'.
   NextRows(const RowsTask& t, int64_t j, int64_t n, int64_t key_bytes) {
     if (n > 0 && t.keys.k1_stride <= 2 * key_bytes) count_ = runs_of(t.keys, j, n, runs_);
+    if (n > 0 && t.keys.v && !t.keys.table && t.keys.v_stride <= 4 * t.d_v)
+      runs_[count_++] = {0, n, t.keys.v + j * t.keys.v_stride, t.keys.v_stride};
     for (int64_t i = 0; i < count_; ++i) left_ += runs_[i].n * runs_[i].stride;
     flop_ = t.R * n * (t.d_qk + t.d_v);
   }
@@ -172,7 +175,7 @@ class NextRows {
   }
 
  private:
-  Run runs_[kMostRuns];
+  Run runs_[kMostRuns + 1];
   int64_t count_ = 0, at_ = 0, done_ = 0, left_ = 0, flop_ = 0;
 };
 
@@ -184,13 +187,16 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
   const int64_t rows = (t.R + kLanes - 1) / kLanes * kLanes,
                 dv = (t.d_v + kLanes - 1) / kLanes * kLanes;
   w.o.reserve_discard(rows * dv);
-  w.s.reserve_discard(kKeyBlock * kPanel);
+  const int64_t key_block = kn.key_block;
+  w.s.reserve_discard(key_block * kPanel);
   w.pairs.reserve_discard(kPairRow * kPanel);
   w.q.reserve_discard(rows * kq);
-  w.k.reserve_discard(kKeyBlock * key_bytes);
-  w.v.reserve_discard(padded(kKeyBlock / per) * dv);
+  w.k.reserve_discard(key_block * key_bytes);
+  w.v.reserve_discard(padded(key_block / per) * dv);
   for (auto* b : {&w.m, &w.l, &w.alpha}) b->reserve_discard(kMaxRows + kPanel);
   w.visible.reserve_discard(kMaxRows + kPanel);
+  w.ones.reserve_discard(kPanel);
+  std::fill_n(w.ones.data(), kPanel, 1.0f);
   float* o = w.o.data();
   std::fill_n(o, t.R * dv, 0.0f);
   std::fill_n(w.m.data(), rows, -std::numeric_limits<float>::infinity());
@@ -205,8 +211,11 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
                         t.j0 % 2 == 0 &&
                         (!t.keys.table || (t.keys.page >= kShortest && t.keys.page % 2 == 0));
 
-  for (int64_t j = t.j0; j < end; j += kKeyBlock) {
-    const int64_t n = std::min(kKeyBlock, end - j), n_next = std::min(kKeyBlock, end - j - n);
+  // Few rows multiply with V's rows where they lie.
+  const bool direct = kn.direct && t.R <= kDirectRows && t.d_v % kPanel == 0;
+  if (kn.begin) kn.begin();
+  for (int64_t j = t.j0; j < end; j += key_block) {
+    const int64_t n = std::min(key_block, end - j), n_next = std::min(key_block, end - j - n);
     Run runs[kMostRuns];
     int64_t count = 1;
     if (in_place) {
@@ -219,7 +228,8 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
     NextRows next(t, j + n, n_next, key_bytes);
 
     const int64_t kv = padded((n + per - 1) / per);  // panels of V are this long
-    if (kn.pack_values) {
+    if (direct) {
+    } else if (kn.pack_values) {
       const auto pack = [&](const uint8_t* v, int64_t stride, int64_t at, int64_t len) {
         kn.pack_values(len, t.d_v, v, stride, at / 2, kv, w.v.data());
       };
@@ -266,12 +276,23 @@ void run_rows(const RowsTask& t, const RowsKernels& kn, Scratch& w) {
                  w.pairs.data(), w.m.data() + p, w.l.data() + p, w.alpha.data() + p);
       const void* P = kBf16 ? static_cast<const void*>(w.pairs.data()) : w.s.data();
       const int64_t a_m = kn.p_rows ? 4 * kPairRow : 4, a_k = kn.p_rows ? 4 : 4 * width;
-      for (int64_t c = 0; c < dv; c += kPanel)
+      for (int64_t i = 0; direct && i < count && runs[i].at < np; ++i) {
+        const int64_t keys = std::min(runs[i].n, np - runs[i].at);
+        const uint8_t* v = runs[i].k;
+        int64_t stride = runs[i].stride;
+        if (t.keys.v) stride = t.keys.v_stride, v = t.keys.v + (j + runs[i].at) * stride;
+        for (int64_t c = 0; c < dv; c += kPanel)
+          kn.direct(here, w.pairs.data() + runs[i].at / 2 * width, a_m, a_k, v + 2 * c, stride, kNr,
+                    keys, o + p * dv + c, dv, i == 0 ? w.alpha.data() + p : w.ones.data(),
+                    next.take(here * keys * kPanel));
+      }
+      for (int64_t c = 0; !direct && c < dv; c += kPanel)
         kn.tile(here, P, a_m, a_k, w.v.data() + c * kv, panel_vectors(t.d_v, c),
                 padded((np + per - 1) / per), o + p * dv + c, dv, w.alpha.data() + p,
                 next.take(here * np * std::min(kPanel, t.d_v - c)));
     }
   }
+  if (kn.end) kn.end();
   for (int64_t r = 0; r < t.R; ++r) finish_row(t, r, o + r * dv, w.m[r], w.l[r]);
 }
 

@@ -85,10 +85,19 @@ struct RowsKernels {
   // c [n][width] f32, of which `lanes` lanes count -> bf16 out[lane][0, n); null: generic.
   void (*store_turned)(const float* c, int64_t n, int64_t width, int64_t lanes, uint16_t* out,
                        int64_t ld);
+  // The product with V's rows as they lie instead of packed pairs of them: b is the first row, K the number of rows, ldb
+  // the bytes between them; else as tile. Null: none. Few rows of P make little of a packed V.
+  void (*direct)(int64_t M, const void* a, int64_t a_m, int64_t a_k, const void* b, int64_t ldb,
+                 int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale, Ahead ahead);
+  // Around the calls of a thread (the configuration of tiles); null: nothing to do.
+  void (*begin)();
+  void (*end)();
+  int64_t key_block = kKeyBlock;
   int64_t unit = 1;     // K is a multiple of this many units, filled with zeros
   bool p_rows = false;  // P as rows of units: a_k = 4
 };
-constexpr int64_t kPairRow = kKeyBlock / 2;  // units between the rows of P
+constexpr int64_t kMostKeys = 256;           // key_block is at most this
+constexpr int64_t kPairRow = kMostKeys / 2;  // units between the rows of P with p_rows
 
 void rows_tile_avx512bf16(int64_t M, const void* a, int64_t a_m, int64_t a_k, const void* b,
                           int64_t nv, int64_t K, float* c, int64_t ldc, const float* c_scale,

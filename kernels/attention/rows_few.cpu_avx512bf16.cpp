@@ -139,10 +139,7 @@ inline float softmax_row(int64_t visible, float scale_log2, const float* s, uint
 template <int R, int C>
 int64_t values(int64_t n, const uint8_t* v, int64_t stride, int64_t c, int64_t d, const uint16_t* p,
                const float* factor, float* o, int64_t ldo, int64_t ahead) {
-  alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
-                                                    37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-                                                    11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = low_pairs(), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (; C == 1 ? c < d : c + 32 * C <= d; c += 32 * C) {
     const __mmask32 mask = d - c >= 32 ? ~__mmask32{0} : (__mmask32{1} << (d - c)) - 1;
     __m512 acc[R][2 * C];

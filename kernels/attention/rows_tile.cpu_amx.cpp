@@ -6,10 +6,13 @@
 // Bound. TDPBF16PS of full tiles: 16 cycles. 2 x 2 tiles of C: 4 products (64 cycles) for 2 + 2 tile loads of 16 lines
 // (32 cycles of both load ports from L1, 1 line a cycle). For 128 heads, d 576/512, a key: scores 8 x 18 = 144 cycles,
 // values 8 x 16 = 128: 272. Beside them, on the vector ports and not overlapped: softmax 8 vectors x (11 / 2 + 1) = 52,
-// the transposed store 8 x 2 = 16, V in pairs 16 x 1.5 = 24, tiles of C (load and store, 4 + 4 tiles for 16 k steps of
-// values) 128 x (4 x 8 + 4 x 16) / 256 = 48: 140. 272 / (272 + 140) = 0.66 where the products run at their peak and
-// 272 / (272 / 0.55 + 140) = 0.43 where the loop of tiles gives 0.55 of it. Memory: 1152 bytes in 412 cycles, 7 GB/s at
-// 2.5 GHz a core: behind the arithmetic as long as it is fetched ahead, which the scores' loop does.
+// the transposed store 8 x 2 = 16, V in pairs 16 x 1.5 = 24, tiles of C for values (load and store, 4 x 8 + 4 x 16 cycles
+// for 8 steps of k with 256 keys a block) 128 x 96 / 512 = 24: 116. 272 / (272 + 116) = 0.70 where the products run at
+// their peak and 272 / (272 / 0.55 + 116) = 0.45 where the loop of tiles gives 0.55 of it. Memory: 1152 bytes in 390
+// cycles, 7 GB/s of a core at 2.5 GHz: behind the arithmetic as long as it is fetched ahead, which the products' loops
+// do. L2 (2 MiB): a block's keys 288 KiB, V 256, o 256, q 144, scores 64, P 32: 1040 KiB, and as much again of keys
+// that come. 16 heads: scores and values 34 cycles a key, one B tile for two A tiles (3 loads for 2 products: 24 of 32
+// cycles), V in pairs 24: about 80 cycles for 1152 bytes are 36 GB/s of a core: bound by memory.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
@@ -93,9 +96,6 @@ void tile(int64_t M, const void* a, int64_t a_m, int64_t, const void* b, int64_t
   const char* pa = static_cast<const char*>(a);
   const char* pb = static_cast<const char*>(b);
   const int64_t b_k = nv * kTileBytes;
-  amx::Config config;
-  for (int t = 0; t < 8; ++t) config.tile(t, kTileRows, kTileBytes);
-  amx::configure(config);
   if (c_scale != nullptr)  // mostly 1 after the first blocks (kSlack)
     for (int64_t m = 0; m < M; ++m)
       if (!(c_scale[m] == 1.0f)) {
@@ -125,19 +125,31 @@ void tile(int64_t M, const void* a, int64_t a_m, int64_t, const void* b, int64_t
         block<1, 1>(rows, am, a_m, bn, b_k, K, cm, ldc, add, w);
     }
   }
-  amx::release();
 }
+
+void begin() {
+  amx::Config config;
+  for (int t = 0; t < 8; ++t) config.tile(t, kTileRows, kTileBytes);
+  amx::configure(config);
+}
+void end() { amx::release(); }
 }  // namespace
 
 RowsKernels V3B_AMX_ENTRY(rows_kernels_amx)() noexcept {
-  return {tile,
-          softmax_512<true>,
-          pack_values_512,
-          pack_lanes_512,
-          read_record_512,
-          store_turned_512,
-          16,
-          true};
+  RowsKernels k{};
+  k.tile = tile;
+  k.softmax = softmax_512<true>;
+  k.pack_values = pack_values_512;
+  k.pack_lanes = pack_lanes_512;
+  k.read_record = read_record_512;
+  k.store_turned = store_turned_512;
+  k.begin = begin;
+  k.end = end;
+  k.key_block =
+      256;  // tiles of C for values: 24 cycles a key of loads and stores; with 128 keys 48
+  k.unit = 16;
+  k.p_rows = true;
+  return k;
 }
 
 }  // namespace v3b::kern

@@ -64,6 +64,14 @@ inline __m512i interleave_index() {
   return _mm512_load_si512(kIndex);
 }
 
+// Words 0-15 of two registers in pairs; 16 more: words 16-31.
+[[maybe_unused]] inline __m512i low_pairs() {
+  alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                    37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                    11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  return _mm512_load_si512(kLow);
+}
+
 // How far a maximum may grow before what was summed is scaled: P stays below 2^8, sums and rounding lose nothing by
 // it, and after the first block hardly any row is scaled.
 constexpr float kSlack = 8;
@@ -129,10 +137,7 @@ void softmax_512(int64_t n, int64_t width, float scale_log2, const int32_t* visi
 
 [[maybe_unused]] void pack_values_512(int64_t n, int64_t d, const uint8_t* rows, int64_t stride,
                                       int64_t first, int64_t K, uint32_t* dst) {
-  alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
-                                                    37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-                                                    11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = low_pairs(), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int64_t p = 0; p < d; p += 64) {
     const int64_t vectors = (d - p + 15) / 16 < 4 ? (d - p + 15) / 16 : 4, width = 16 * vectors;
     for (int64_t c = p; c < p + width; c += 32) {
