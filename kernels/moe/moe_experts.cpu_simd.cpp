@@ -148,7 +148,12 @@ void plan_units(Call& c) {
   int64_t columns = 0;
   for (const auto& j : s.jobs) columns += j.m * ((j.rows + kLanes - 1) / kLanes);
   const int64_t big = c.a.w_dtype == DType::f8e4m3 ? 128 : 96;
-  c.few_block = std::clamp<int64_t>(pow2_floor(columns / 24 + 1), 8, 64);
+  // The dot kernels take 24 weight rows at a time, FP8's two.
+  const bool dots = c.product.packs(1);
+  c.few_block = !dots                ? std::clamp<int64_t>(pow2_floor(columns / 24 + 1), 8, 64)
+                : columns >= 24 * 48 ? 48
+                : columns >= 12 * 24 ? 24
+                                     : 8;
   c.many_block = columns >= 16 * big ? big : big / 2;
   s.units.clear();
   s.packs.clear();
@@ -185,9 +190,12 @@ void plan_output(Call& c) {
   c.chunks = (a.T + c.chunk - 1) / c.chunk;
   const int64_t share = a.d * c.chunks / 16;
   const int64_t big = a.w_dtype == DType::f8e4m3 ? 128 : 96;
-  c.out_block = !strips        ? std::clamp<int64_t>(pow2_floor(share + 1), 8, 64)
-                : share >= big ? big
-                               : big / 2;
+  if (strips)
+    c.out_block = share >= big ? big : big / 2;
+  else if (c.product.packs(1))
+    c.out_block = share >= 48 ? 48 : share >= 24 ? 24 : 8;
+  else
+    c.out_block = std::clamp<int64_t>(pow2_floor(share + 1), 8, 64);
   c.out_blocks = (a.d + c.out_block - 1) / c.out_block;
   c.block_bytes = round_up(std::max(block, strips ? kLanes * c.out_block : 0) * 4, 64);
   c.thread_stride = 2 * c.block_bytes + round_up(c.chunk * c.out_block * 4, 64) +

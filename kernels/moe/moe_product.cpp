@@ -40,7 +40,8 @@ int64_t MoeProduct::scratch_bytes(int64_t max_k) const {
 
 int64_t MoeProduct::few_rows() const {
   if (path == MoePath::fp8) return kFewFp8;
-  return dots(*this) ? kFewDot : kFewWide;
+  // With AMX the tiles take over where the products start to bind.
+  return dots(*this) && !cpu_features().amx_bf16 ? kFewDot : kFewWide;
 }
 bool MoeProduct::packs(int64_t rows) const { return rows > 0 && dots(*this); }
 
