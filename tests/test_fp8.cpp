@@ -340,12 +340,15 @@ void check_gemm(void (*kernel)(const spec::Fp8GemmArgs&) noexcept) {
   }
 }
 
-TEST(Fp8Kernel, GemmSimd) { check_gemm(kern::fp8_gemm_cpu_simd); }
-TEST(Fp8Kernel, GemmAvx512Bf16) {
-  if (!kern::fp8_gemm_avx512bf16_supported()) GTEST_SKIP() << "needs AVX512_BF16 and AVX512_VBMI";
-  check_gemm(kern::fp8_gemm_cpu_avx512bf16);
+TEST(Fp8Kernel, GemmAtEveryLevel) {
+  for (const auto level :
+       {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}) {
+    if (level > kern::best_isa()) continue;
+    SCOPED_TRACE(kern::isa_name(level));
+    const kern::IsaCap cap(level);
+    check_gemm(kern::fp8_gemm);
+  }
 }
-TEST(Fp8Kernel, GemmBest) { check_gemm(kern::fp8_gemm); }
 
 TEST(Fp8Kernel, DequantisedWeightEqualsReference) {
   constexpr int64_t kR = 300, kC = 333;
@@ -368,6 +371,11 @@ TEST(Fp8Kernel, LowerInstructionSets) {
   for (const std::string isa : {"avx2", "avx512"}) {
     const std::string cmd = "V3BENCH_MAX_ISA=" + isa + " '" + self +
                             "' --gtest_brief=1 --gtest_filter='Fp8Kernel.*' > /dev/null";
+    EXPECT_EQ(std::system(cmd.c_str()), 0) << cmd;
+  }
+  if (kern::cpu_features().avx512_bf16 && !kern::cpu_features().amx_bf16) {  // AMX on arrays
+    const std::string cmd = "V3BENCH_AMX=emulate '" + std::string(self) +
+                            "' --gtest_brief=1 --gtest_filter='Fp8Kernel.Gemm*' > /dev/null";
     EXPECT_EQ(std::system(cmd.c_str()), 0) << cmd;
   }
 }

@@ -113,6 +113,36 @@ void check(const Problem& p, bool exact, bool in_parallel = false) {
   EXPECT_TRUE(std::sqrt(diff2) <= bound * std::sqrt(norm2)) << std::sqrt(diff2 / norm2);
 }
 
+// Every level that this machine has, in one process, as the harness runs them.
+class GemmLevels : public testing::TestWithParam<kern::Isa> {};
+INSTANTIATE_TEST_SUITE_P(Isa, GemmLevels,
+                         testing::Values(kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16,
+                                         kern::Isa::amx),
+                         [](const auto& i) { return std::string(kern::isa_name(i.param)); });
+
+TEST_P(GemmLevels, TilesAndRemaindersOfBothSides) {
+  if (GetParam() > kern::best_isa()) GTEST_SKIP() << "this CPU has no such level";
+  const kern::IsaCap cap(GetParam());
+  EXPECT_EQ(kern::best_isa(), GetParam());
+  // Lanes of 1 to 7 groups, rows with every remainder of the tiles, K in several blocks with a tail.
+  const int64_t sizes[][3] = {{17, 97, 66},    {33, 250, 130},  {48, 55, 1100},  {65, 131, 2050},
+                              {100, 47, 96},   {112, 121, 33},  {520, 29, 64},   {600, 130, 40},
+                              {300, 64, 3000}, {25, 300, 1024}, {130, 63, 1025}, {40, 40, 32}};
+  for (const auto& s : sizes) {
+    for (const bool ta : {false, true}) {
+      for (const bool tb : {false, true}) {
+        for (const DType ab : {DType::bf16, DType::f32}) {
+          check({s[0], s[1], s[2], ta, tb, ab, DType::f32, ta == tb, 2}, true);
+          check({s[1], s[0], s[2], ta, tb, ab, DType::bf16, false, 1}, true);
+        }
+      }
+    }
+  }
+  check({40, 300, 5000, false, true, DType::bf16, DType::f32, false}, false);
+  check({400, 90, 7168, true, false, DType::bf16, DType::f32, true}, false);
+  check({24, 256, 7168, false, true, DType::f32, DType::f32, false}, false);
+}
+
 TEST(Gemm, ExactInEveryLayout) {
   const int64_t sizes[][3] = {{1, 1, 1},     {1, 80, 256},   {2, 7, 3},      {3, 64, 65},
                               {12, 33, 130}, {13, 31, 17},   {16, 16, 16},   {65, 80, 256},
@@ -218,6 +248,12 @@ TEST(Cpu, LowerInstructionSets) {
   for (const std::string isa : {"avx2", "avx512"}) {
     const std::string cmd = "V3BENCH_MAX_ISA=" + isa + " '" + self +
                             "' --gtest_brief=1 --gtest_filter='Gemm.*' > /dev/null";
+    EXPECT_EQ(std::system(cmd.c_str()), 0) << cmd;
+  }
+  if (kern::cpu_features().avx512_bf16 && !kern::cpu_features().amx_bf16) {  // AMX on arrays
+    const std::string cmd =
+        "V3BENCH_AMX=emulate '" + std::string(self) +
+        "' --gtest_brief=1 --gtest_filter='Gemm.*:*GemmLevels*amx' > /dev/null";
     EXPECT_EQ(std::system(cmd.c_str()), 0) << cmd;
   }
 }

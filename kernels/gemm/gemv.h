@@ -14,8 +14,10 @@ bool gemv_takes(const GemmArgs& g) noexcept;
 void gemv(const GemmArgs& g) noexcept;
 std::string gemv_isa(spec::DType ab_type);  // what gemv() dispatches to for these operands
 
-// Rows [n0, n1) of B against all M rows of A, one thread. Entry point of the AVX512_BF16 file; bf16
-// only.
-void gemv_rows_avx512bf16(const GemmArgs& g, int64_t n0, int64_t n1) noexcept;
+// AVX512_BF16, bf16 only. A packed once a call as [ceil(K/32)][M][32], zeros past K (rows at a stride of a multiple of
+// 4096 bytes would share the sets of L1); then rows [n0, n1) of B against it, one thread.
+void gemv_pack_avx512bf16(const GemmArgs& g, spec::bf16* out) noexcept;
+void gemv_packed_avx512bf16(const GemmArgs& g, const spec::bf16* packed, int64_t n0,
+                            int64_t n1) noexcept;
 
 }  // namespace v3b::kern

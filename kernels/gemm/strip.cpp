@@ -155,7 +155,9 @@ void strip_lanes(const StripX& x, int64_t g0, int64_t g1, const StripW& w, int64
     const bool as_it_lies = direct(x.form, w, d);
     t.q = x.q + g0 * x.q_group + k / per_step * 16;
     t.add = add || k > 0;
-    t.steps = tile_wants_rows() ? tile_steps(x.form, d) : (d + per_step - 1) / per_step;
+    // Whole padded steps for AMX; of floats read as they lie nothing lies past the row.
+    t.steps = x.form == TileForm::pairs && tile_wants_rows() ? tile_steps(x.form, d)
+                                                             : (d + per_step - 1) / per_step;
     for (int64_t n = n0; n < n1;) {
       int64_t rows = n1 - n;
       if (!as_it_lies) rows = std::min(rows, kRows);

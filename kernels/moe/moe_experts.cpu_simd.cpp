@@ -28,10 +28,9 @@ namespace {
 using spec::DType;
 using Impl = MoeScratch::Impl;
 
-constexpr int64_t kLanes = 256;      // rows a unit of strips: two blocks of 96 x 256 floats in L2
-constexpr int64_t kPackGroups = 4;   // groups of 16 rows packed at a time
-constexpr int64_t kTokens = 4096;    // phase 2 with strips: tokens a unit
-constexpr int64_t kFewTokens = 256;  // and without
+constexpr int64_t kLanes = 256;     // rows a unit of strips: two blocks of 96 x 256 floats in L2
+constexpr int64_t kPackGroups = 4;  // groups of 16 rows packed at a time
+constexpr int64_t kTokens = 4096;   // phase 2: tokens a unit
 // Narrow products, SwiGLU and scattered rows: the experts run at about half the rate of one product.
 constexpr double kExpertFactor = 2;
 
@@ -46,11 +45,10 @@ int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 struct Call {
   const spec::MoeExpertsArgs& a;
   Impl& s;
-  MoeProduct product;      // few rows
-  TileForm form;           // many
-  int64_t lda, row_bytes;  // of input rows in the products' form
-  const std::byte* x;      // [T, lda]
-  bool gather = false;
+  MoeProduct product;                            // few rows
+  TileForm form;                                 // many
+  int64_t lda, row_bytes;                        // of input rows in the products' form
+  const std::byte* x;                            // [T, lda]
   int64_t few_block, many_block;                 // phase 1: columns a unit
   int64_t chunk, chunks, out_block, out_blocks;  // phase 2: tokens and columns a unit
   int64_t thread_stride, block_bytes;
@@ -83,9 +81,9 @@ void plan_jobs(Call& c) {
   Impl& s = c.s;
   s.plan(a.T, a.K, a.E, a.idx);
   s.jobs.clear();
-  const int64_t few = c.product.few_rows();
-  int64_t most = a.shared_m > 0 ? a.T : 0;
-  for (int64_t e = 0; e < a.E; ++e) most = std::max(most, s.offsets[e + 1] - s.offsets[e]);
+  // Packed rows cannot be cut by tokens.
+  const int64_t few =
+      a.T <= kTokens ? c.product.few_rows() : std::min<int64_t>(2, c.product.few_rows());
   c.lda = c.product.row_stride(a.d);
   c.row_bytes = c.lda * spec::dtype_bytes(c.product.row_dtype());
   c.x = static_cast<const std::byte*>(a.x);
@@ -97,7 +95,7 @@ void plan_jobs(Call& c) {
   any_few |= a.shared_m > 0 && a.T <= few;
   if (any_few) prepare_x(c);
 
-  int64_t hidden = 0, packed_hidden = 0, packed = 0, all_at = -1;
+  int64_t hidden = 0, gathered = 0, packed_hidden = 0, packed = 0, all_at = -1;
   const auto add = [&](const spec::FfnPointers& w, int64_t m, int64_t first, int64_t rows) {
     const int64_t t0 = first < 0 ? 0 : s.slot[first] / a.K;
     bool direct = true;
@@ -106,10 +104,15 @@ void plan_jobs(Call& c) {
     Impl::Job j{.w = &w, .m = m, .first = first, .rows = rows};
     j.few = rows <= few;
     if (j.few) {
-      c.gather |= !direct;
-      j.a = direct ? c.x + t0 * c.row_bytes : nullptr;
+      j.rows_packed = c.product.packs(rows);
+      if (direct && !j.rows_packed) {
+        j.a = c.x + t0 * c.row_bytes;
+      } else {
+        j.gather_at = gathered;
+        gathered += rows * (j.rows_packed ? round_up(a.d, 32) * 2 : c.row_bytes);
+      }
       j.hidden_at = hidden;
-      hidden += rows * c.product.row_stride(m);
+      hidden += rows * (j.rows_packed ? round_up(m, 32) : c.product.row_stride(m));
     } else {
       j.hidden_at = packed_hidden;
       packed_hidden += strip_x_dwords(c.form, rows, m);
@@ -133,11 +136,9 @@ void plan_jobs(Call& c) {
     s.token.resize(s.slot.size());
     for (size_t i = 0; i < s.slot.size(); ++i) s.token[i] = static_cast<int32_t>(s.slot[i] / a.K);
   }
-  if (c.gather) {
-    s.gathered.reserve_discard(s.offsets[a.E] * c.row_bytes);
-    for (auto& j : s.jobs)
-      if (j.few && j.a == nullptr) j.a = s.gathered.data() + j.first * c.row_bytes;
-  }
+  s.gathered.reserve_discard(gathered);
+  for (auto& j : s.jobs)
+    if (j.gather_at >= 0) j.a = s.gathered.data() + j.gather_at;
 }
 
 // Block sizes follow from the problem alone, not from the team: the same bits on any thread count.
@@ -147,10 +148,16 @@ void plan_units(Call& c) {
   int64_t columns = 0;
   for (const auto& j : s.jobs) columns += j.m * ((j.rows + kLanes - 1) / kLanes);
   const int64_t big = c.a.w_dtype == DType::f8e4m3 ? 128 : 96;
-  c.few_block = std::clamp<int64_t>(pow2_floor(columns / 24 + 1), 8, 64);
+  // The dot kernels take 24 weight rows at a time, FP8's two.
+  const bool dots = c.product.packs(1);
+  c.few_block = !dots                ? std::clamp<int64_t>(pow2_floor(columns / 24 + 1), 8, 64)
+                : columns >= 24 * 48 ? 48
+                : columns >= 12 * 24 ? 24
+                                     : 8;
   c.many_block = columns >= 16 * big ? big : big / 2;
   s.units.clear();
   s.packs.clear();
+  s.gathers.clear();
   const auto unit = [](size_t j, int64_t n0, int64_t n1, int64_t r0, int64_t r1) {
     return Impl::Unit{static_cast<int32_t>(j), static_cast<int32_t>(n0), static_cast<int32_t>(n1),
                       static_cast<int32_t>(r0), static_cast<int32_t>(r1)};
@@ -161,6 +168,8 @@ void plan_units(Call& c) {
     if (!job.few && job.packs)
       for (int64_t g = 0; g < groups; g += kPackGroups)
         s.packs.push_back(unit(j, 0, 0, g, std::min(groups, g + kPackGroups)));
+    for (int64_t r = 0; r < job.rows && job.gather_at >= 0; ++r)
+      s.gathers.push_back(unit(j, 0, 0, r, r + 1));
     for (int64_t n = 0; n < job.m; n += nb)
       for (int64_t r = 0; r < job.rows; r += kLanes)
         s.units.push_back(unit(j, n, std::min(job.m, n + nb), r, std::min(job.rows, r + kLanes)));
@@ -177,13 +186,16 @@ void plan_output(Call& c) {
     strips |= !j.few;
     block = std::max(block, j.few ? j.rows * 128 : kLanes * c.many_block);
   }
-  c.chunk = std::min(a.T, strips ? kTokens : kFewTokens);
+  c.chunk = std::min(a.T, kTokens);
   c.chunks = (a.T + c.chunk - 1) / c.chunk;
   const int64_t share = a.d * c.chunks / 16;
   const int64_t big = a.w_dtype == DType::f8e4m3 ? 128 : 96;
-  c.out_block = !strips        ? std::clamp<int64_t>(pow2_floor(share + 1), 8, 64)
-                : share >= big ? big
-                               : big / 2;
+  if (strips)
+    c.out_block = share >= big ? big : big / 2;
+  else if (c.product.packs(1))
+    c.out_block = share >= 48 ? 48 : share >= 24 ? 24 : 8;
+  else
+    c.out_block = std::clamp<int64_t>(pow2_floor(share + 1), 8, 64);
   c.out_blocks = (a.d + c.out_block - 1) / c.out_block;
   c.block_bytes = round_up(std::max(block, strips ? kLanes * c.out_block : 0) * 4, 64);
   c.thread_stride = 2 * c.block_bytes + round_up(c.chunk * c.out_block * 4, 64) +
@@ -197,6 +209,23 @@ void plan_output(Call& c) {
     std::fill(s.ones.begin(), s.ones.end(), 1.0F);
   }
   c.product.ones = s.ones.data();
+}
+
+void gather_row(const Call& c, const Impl::Unit& u) {
+  const Impl::Job& job = c.s.jobs[u.job];
+  const int64_t r = u.r0, t = job.first < 0 ? r : c.s.slot[job.first + r] / c.a.K;
+  const std::byte* from = c.x + t * c.row_bytes;
+  std::byte* to = c.s.gathered.data() + job.gather_at;
+  if (!job.rows_packed) {
+    std::memcpy(to + r * c.row_bytes, from, static_cast<size_t>(c.row_bytes));
+    return;
+  }
+  for (int64_t k = 0; k < c.row_bytes; k += 64) {  // 32 elements
+    std::byte* part = to + k * job.rows + r * 64;
+    const int64_t bytes = std::min<int64_t>(64, c.row_bytes - k);
+    std::memcpy(part, from + k, static_cast<size_t>(bytes));
+    std::memset(part + bytes, 0, static_cast<size_t>(64 - bytes));
+  }
 }
 
 void pack_unit(const Call& c, const Impl::Unit& u) {
@@ -241,6 +270,19 @@ void hidden_unit(const Call& c, const Impl::Unit& u, std::byte* mine) {
   const std::byte* in = job.a + u.r0 * c.row_bytes;
   c.product.run(rows, c.a.d, in, job.w->gate, job.w->gate_scale, u.n0, u.n1, gate, scratch);
   c.product.run(rows, c.a.d, in, job.w->up, job.w->up_scale, u.n0, u.n1, up, scratch);
+  if (job.rows_packed) {  // 32 columns of a row lie together
+    auto* h = reinterpret_cast<uint16_t*>(c.s.hidden.data()) + job.hidden_at;
+    for (int64_t n0 = u.n0; n0 < u.n1;) {
+      const int64_t n1 = std::min<int64_t>(u.n1, (n0 / 32 + 1) * 32), at = n0 - u.n0;
+      for (int64_t i = 0; i < rows; ++i) {
+        uint16_t* to = h + (n0 / 32 * rows + i) * 32 + n0 % 32;
+        moe_swiglu_row(gate + i * n + at, up + i * n + at, n1 - n0, true, round, to);
+        if (n1 == job.m) std::fill(to + (n1 - n0), to + (32 - n0 % 32), uint16_t{0});
+      }
+      n0 = n1;
+    }
+    return;
+  }
   for (int64_t i = 0; i < rows; ++i) {
     std::byte* h = c.s.hidden.data() + (job.hidden_at + (u.r0 + i) * stride) * bytes;
     moe_swiglu_row(gate + i * n, up + i * n, n, row == DType::bf16, round, h + u.n0 * bytes);
@@ -260,8 +302,9 @@ void down_rows(const Call& c, const Impl::Job& job, int64_t r0, int64_t r1, int6
     const int64_t stride = c.product.row_stride(job.m),
                   bytes = spec::dtype_bytes(c.product.row_dtype());
     if (r0 >= r1) return;
-    c.product.run(r1 - r0, job.m, c.s.hidden.data() + (job.hidden_at + r0 * stride) * bytes,
-                  job.w->down, job.w->down_scale, n0, n1, out, mine + 2 * c.block_bytes);
+    const int64_t first = job.hidden_at + r0 * stride;  // packed rows are all in this range: r0 = 0
+    c.product.run(r1 - r0, job.m, c.s.hidden.data() + first * bytes, job.w->down, job.w->down_scale,
+                  n0, n1, out, mine + 2 * c.block_bytes);
     for (int64_t r = r0; r < r1; ++r) add(r, out + (r - r0) * n);
     return;
   }
@@ -338,7 +381,8 @@ void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) no
   plan_jobs(c);
   plan_units(c);
   plan_output(c);
-  const int64_t packs = static_cast<int64_t>(s.packs.size()),
+  const int64_t gathers = static_cast<int64_t>(s.gathers.size()),
+                packs = static_cast<int64_t>(s.packs.size()),
                 units = static_cast<int64_t>(s.units.size()), outputs = c.chunks * c.out_blocks;
   const int threads = threads_for(c);
 #pragma omp parallel num_threads(threads)
@@ -346,11 +390,9 @@ void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) no
     // In a region of one thread inside another team, too, the first scratch is this call's.
     const int me = threads > 1 ? omp_get_thread_num() : 0;
     std::byte* mine = s.per_thread.data() + c.thread_stride * me;
-    if (c.gather) {
+    if (gathers > 0) {
 #pragma omp for schedule(static)
-      for (int64_t r = 0; r < s.offsets[a.E]; ++r)
-        std::memcpy(s.gathered.data() + r * c.row_bytes, c.x + s.slot[r] / a.K * c.row_bytes,
-                    static_cast<size_t>(c.row_bytes));
+      for (int64_t u = 0; u < gathers; ++u) gather_row(c, s.gathers[u]);
     }
     if (packs > 0) {
 #pragma omp for schedule(dynamic, 1)

@@ -4,7 +4,9 @@
 
 #include "kernels/core/cpu.h"
 #include "kernels/gemm/fp8.h"
+#include "kernels/gemm/fp8_dots.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemv.h"
 
 namespace v3b::kern {
 namespace {
@@ -17,6 +19,10 @@ constexpr int64_t kFewDot = 12, kFewFp8 = 8, kFewWide = 4;
 const uint8_t* at(const void* p, int64_t elements, DType t) {
   return static_cast<const uint8_t*>(p) + elements * spec::dtype_bytes(t);
 }
+bool dots(const MoeProduct& p) {
+  return p.path == MoePath::same && p.x_dtype == DType::bf16 && cpu_features().avx512_bf16;
+}
+int64_t blocks_of(int64_t k) { return (k + 127) / 128; }
 }  // namespace
 
 MoePath moe_path(DType x, DType w) noexcept {
@@ -27,18 +33,21 @@ MoePath moe_path(DType x, DType w) noexcept {
 }
 
 int64_t MoeProduct::scratch_bytes(int64_t max_k) const {
+  if (path == MoePath::fp8)  // two rows in the dot kernel's order, their scales
+    return kFp8DotsRows * blocks_of(max_k) * (128 * 2 + 4) + 64;
   return path == MoePath::widen ? (kWidenRows * max_k * 4 + 63) / 64 * 64 : 0;
 }
 
 int64_t MoeProduct::few_rows() const {
   if (path == MoePath::fp8) return kFewFp8;
-  if (path == MoePath::same && x_dtype == DType::bf16 && cpu_features().avx512_bf16) return kFewDot;
-  return kFewWide;
+  // With AMX the tiles take over where the products start to bind.
+  return dots(*this) && !cpu_features().amx_bf16 ? kFewDot : kFewWide;
 }
+bool MoeProduct::packs(int64_t rows) const { return rows > 0 && dots(*this); }
 
 void MoeProduct::run(int64_t rows, int64_t k, const void* a, const void* w, const float* scale,
                      int64_t n0, int64_t n1, float* c, void* scratch) const noexcept {
-  const int64_t n = n1 - n0, blocks = (k + 127) / 128;
+  const int64_t n = n1 - n0, blocks = blocks_of(k);
   const uint8_t* b = at(w, n0 * k, w_dtype);
   const float* s = scale == nullptr ? nullptr : scale + n0 / 128 * blocks;
   GemmArgs g{.M = rows,
@@ -51,7 +60,24 @@ void MoeProduct::run(int64_t rows, int64_t k, const void* a, const void* w, cons
              .c = c,
              .ldc = n,
              .ab_type = x_dtype};
+  if (packs(rows)) return gemv_packed_avx512bf16(g, static_cast<const spec::bf16*>(a), 0, n);
   if (path == MoePath::same) return gemm(g);
+  if (path == MoePath::fp8 && rows <= kFp8DotsRows) {
+    auto* ordered = static_cast<spec::bf16*>(scratch);
+    const int64_t kp = blocks * 128;
+    fp8_dots_order_cpu_avx512bf16(static_cast<const spec::bf16*>(a), kp, rows, k, kp, ordered);
+    const Fp8Dots f{.m = rows,
+                    .k = k,
+                    .kp = kp,
+                    .a = ordered,
+                    .w = static_cast<const spec::f8e4m3*>(w),
+                    .sw = scale,
+                    .c = c,
+                    .ldc = n,
+                    .n_base = n0,
+                    .scratch = reinterpret_cast<float*>(ordered + kFp8DotsRows * kp)};
+    return fp8_dots_cpu_avx512bf16(f, n0, n1);
+  }
   if (path == MoePath::fp8) {
     const spec::Fp8GemmArgs f{
         rows, n, k, nullptr, ones, reinterpret_cast<const spec::f8e4m3*>(b), s, DType::f32, c};

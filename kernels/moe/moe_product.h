@@ -27,7 +27,9 @@ struct MoeProduct {
   int64_t row_stride(int64_t k) const { return path == MoePath::fp8 ? (k + 127) / 128 * 128 : k; }
   int64_t scratch_bytes(int64_t max_k) const;
   int64_t few_rows() const;  // up to here this is faster than strips (gemm/strip.h)
-  // c [rows, n1-n0] = a [rows, row_stride(k)] * w[n0..n1, k]^T, one thread. rows <= few_rows();
+  // Whether so many rows lie packed: [k / 32 rounded up][rows][32], zeros past k (gemm/gemv.h).
+  bool packs(int64_t rows) const;
+  // c [rows, n1-n0] = a [rows, row_stride(k)] (or packed) * w[n0..n1, k]^T, one thread. rows <= few_rows();
   // FP8: [n0, n1) lies in one block of 128. scratch: 64-byte aligned, of this thread.
   void run(int64_t rows, int64_t k, const void* a, const void* w, const float* scale, int64_t n0,
            int64_t n1, float* c, void* scratch) const noexcept;

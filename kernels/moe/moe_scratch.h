@@ -17,11 +17,13 @@ struct MoeScratch::Impl {
     int64_t first, rows;  // its rows in `slot`; the shared expert has no slots: first = -1
     bool few = true;      // row-major rows and dot products, else packed rows and strips
     const std::byte* a =
-        nullptr;            // few: [rows, lda] input rows, in x itself where they lie together
-    int64_t hidden_at = 0;  // element (packed: dword) offset of its hidden rows
-    int64_t packed_at = 0;  // dword offset of its packed input rows
-    bool packs = false;     // whether it has these packed, or shares another job's
-    int64_t token0 = 0;     // its tokens are token0, token0 + 1, ...; -1: look in `token`
+        nullptr;               // few: [rows, lda] input rows, in x itself where they lie together
+    int64_t hidden_at = 0;     // element (packed: dword) offset of its hidden rows
+    int64_t packed_at = 0;     // dword offset of its packed input rows
+    bool rows_packed = false;  // few: rows in the order of MoeProduct::packs()
+    int64_t gather_at = -1;    // few: byte offset of its copied input rows; -1: none
+    bool packs = false;        // whether it has these packed, or shares another job's
+    int64_t token0 = 0;        // its tokens are token0, token0 + 1, ...; -1: look in `token`
   };
   struct Unit {  // columns [n0, n1) of a job's hidden layer, rows [r0, r1)
     int32_t job, n0, n1, r0, r1;
@@ -30,9 +32,9 @@ struct MoeScratch::Impl {
   std::vector<int64_t> offsets, next,
       slot;  // [E+1], [E], [rows]: rows sorted by expert, stable in t*K+k
   std::vector<Job> jobs;
-  std::vector<Unit> units, packs;  // packs: groups of 16 rows [r0, r1) of a job's input
-  std::vector<int32_t> token;      // of a slot, where jobs are packed
-  Buffer<std::byte> x_copy;        // x with another row stride or type, where the products need it
+  std::vector<Unit> units, packs, gathers;  // packs: groups of 16 rows [r0, r1) of a job's input
+  std::vector<int32_t> token;               // of a slot, where jobs are packed
+  Buffer<std::byte> x_copy;  // x with another row stride or type, where the products need it
   Buffer<std::byte> gathered, hidden;        // gathered input rows; SwiGLU results
   Buffer<uint32_t> packed_x, packed_hidden;  // the same of jobs with many rows
   Buffer<std::byte> per_thread;
