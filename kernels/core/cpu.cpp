@@ -182,11 +182,12 @@ const CpuFeatures& features_up_to(Isa most) {
   return levels[static_cast<size_t>(most)];
 }
 
-void set_highway_targets(int64_t targets) {
-  hwy::SetSupportedTargetsForTest(targets);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+// Read once: each query of Highway asks CPUID, which a virtual machine answers in microseconds.
+int64_t all_targets() {
+  static const int64_t targets = (detected(), hwy::SupportedTargets());
+  return targets;
 }
-int64_t highway_mock = 0;  // what set_highway_targets() was last given; 0: none
+int64_t highway_targets = 0;  // what a cap has left; 0: all
 }  // namespace
 
 const CpuFeatures& cpu_features() {
@@ -216,20 +217,20 @@ Isa best_isa() {
                                      : Isa::avx2;
 }
 
-IsaCap::IsaCap(Isa most) : before_(capped.load()), targets_before_(highway_mock) {
+IsaCap::IsaCap(Isa most) : before_(capped.load()), targets_before_(highway_targets) {
   const Isa level = std::min(most, best_isa());
   capped.store(&features_up_to(level), std::memory_order_release);
   const int64_t best = level == Isa::avx2     ? HWY_AVX2
                        : level == Isa::avx512 ? HWY_AVX3
                                               : HWY_AVX3_DL;
-  highway_mock = hwy::SupportedTargets() & ~(best - 1);  // better targets have lower bits
-  set_highway_targets(highway_mock);
+  highway_targets = all_targets() & ~(best - 1);  // better targets have lower bits
+  hwy::GetChosenTarget().Update(highway_targets);
 }
 
 IsaCap::~IsaCap() {
   capped.store(before_, std::memory_order_release);
-  highway_mock = targets_before_;
-  set_highway_targets(highway_mock);
+  highway_targets = targets_before_;
+  hwy::GetChosenTarget().Update(highway_targets != 0 ? highway_targets : all_targets());
 }
 
 int num_threads() { return omp_in_parallel() != 0 ? 1 : omp_get_max_threads(); }
