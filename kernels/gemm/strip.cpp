@@ -14,9 +14,9 @@ namespace {
 using spec::DType;
 
 constexpr int64_t kBlockBytes =
-    576 << 10;                 // of packed activations in L2 at a time (1 MiB on Zen 4, 2 on SPR)
+    576 << 10;  // of packed activations in L2 at a time (1 MiB on Zen 4, 2 on SPR)
 constexpr int64_t kRowsOfColumns = 96;  // packed from [K, N]: whole lines of it
-constexpr int64_t kRows = 48;  // weight rows packed at a time: whole tiles of 6, 8 and 12
+constexpr int64_t kRows = 48;           // weight rows packed at a time: whole tiles of 6, 8 and 12
 constexpr int64_t kDirectRows =
     24;                          // of a weight read as it lies, when several panels pass over them
 constexpr int64_t kPanel = 4;    // groups of lanes that one pass of the tiles takes

@@ -53,15 +53,15 @@ void ffn(const spec::MoeExpertsArgs& a, const spec::FfnPointers& w, int64_t rows
       reinterpret_cast<float*>(s.hidden.data())[i] = h;
   }
   gemm_onednn({.M = rows,
-        .N = a.d,
-        .K = m,
-        .a = s.hidden.data(),
-        .lda = m,
-        .b = w.down,
-        .ldb = m,
-        .c = out,
-        .ldc = a.d,
-        .ab_type = a.x_dtype});
+               .N = a.d,
+               .K = m,
+               .a = s.hidden.data(),
+               .lda = m,
+               .b = w.down,
+               .ldb = m,
+               .c = out,
+               .ldc = a.d,
+               .ab_type = a.x_dtype});
 }
 
 }  // namespace
