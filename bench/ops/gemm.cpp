@@ -240,6 +240,8 @@ struct Gemm {
          [](const Shape& s) -> Support {
            if (s.trans_a || !s.trans_b || s.accumulate)
              return {Support::State::unsupported, "a linear layer with a packed weight only"};
+           if (!kern::OnednnLinear::supported(s.dtype, s.c_type))
+             return {Support::State::unsupported, "oneDNN has no such matmul here"};
            return {};
          },
          [](Data& d) {

@@ -281,41 +281,6 @@ void gemm_onednn(const GemmArgs& g) noexcept {
   }
 }
 
-struct OnednnLinear::Impl {
-  GemmArgs g;
-  dnnl::stream stream;
-  dnnl::matmul prim;
-  dnnl::memory a, b, c;
-};
-
-OnednnLinear::OnednnLinear(const GemmArgs& g) : impl_(new Impl{.g = g}) {
-  using dims = dnnl::memory::dims;
-  using tag = dnnl::memory::format_tag;
-  Impl& i = *impl_;
-  i.stream = dnnl::stream(cpu_engine());
-  const dnnl::memory::desc a(dims{g.M, g.K}, dnnl_type(g.ab_type), dims{g.lda, 1});
-  const dnnl::memory::desc b(dims{g.K, g.N}, dnnl_type(g.ab_type), dims{1, g.ldb});
-  const dnnl::memory::desc any(dims{g.K, g.N}, dnnl_type(g.ab_type), tag::any);
-  const dnnl::memory::desc c(dims{g.M, g.N}, dnnl_type(g.c_type), dims{g.ldc, 1});
-  const dnnl::matmul::primitive_desc pd(cpu_engine(), a, any, c, dnnl::primitive_attr(),
-                                        /*allow_empty=*/true);
-  if (!pd) die(g, "no implementation with a packed weight");
-  i.prim = dnnl::matmul(pd);
-  i.a = dnnl::memory(a, cpu_engine(), const_cast<void*>(g.a));
-  i.c = dnnl::memory(c, cpu_engine(), g.c);
-  i.b = dnnl::memory(pd.weights_desc(), cpu_engine());
-  dnnl::memory from(b, cpu_engine(), const_cast<void*>(g.b));
-  dnnl::reorder(from, i.b).execute(i.stream, from, i.b);
-  i.stream.wait();
-}
-OnednnLinear::~OnednnLinear() { delete impl_; }
-
-void OnednnLinear::run() noexcept {
-  Impl& i = *impl_;
-  i.prim.execute(i.stream, {{DNNL_ARG_SRC, i.a}, {DNNL_ARG_WEIGHTS, i.b}, {DNNL_ARG_DST, i.c}});
-  i.stream.wait();
-}
-
 std::string gemm_onednn_isa() {
   (void)cpu_engine();
   switch (dnnl::get_effective_cpu_isa()) {

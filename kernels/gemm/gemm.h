@@ -44,7 +44,8 @@ class OnednnLinear {
   ~OnednnLinear();
   OnednnLinear(const OnednnLinear&) = delete;
   OnednnLinear& operator=(const OnednnLinear&) = delete;
-  void run() noexcept;  // into g.c, from g.a
+  void run() noexcept;                                             // into g.c, from g.a
+  static bool supported(spec::DType ab_type, spec::DType c_type);  // at this process's level
 
  private:
   struct Impl;
