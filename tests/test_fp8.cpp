@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/cpu.h"
 #include "kernels/gemm/fp8.h"
 #include "reference/fp8_gemm.h"
 #include "reference/fp8_quant.h"

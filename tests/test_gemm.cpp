@@ -251,9 +251,8 @@ TEST(Cpu, LowerInstructionSets) {
     EXPECT_EQ(std::system(cmd.c_str()), 0) << cmd;
   }
   if (kern::cpu_features().avx512_bf16 && !kern::cpu_features().amx_bf16) {  // AMX on arrays
-    const std::string cmd =
-        "V3BENCH_AMX=emulate '" + std::string(self) +
-        "' --gtest_brief=1 --gtest_filter='Gemm.*:*GemmLevels*amx' > /dev/null";
+    const std::string cmd = "V3BENCH_AMX=emulate '" + std::string(self) +
+                            "' --gtest_brief=1 --gtest_filter='Gemm.*:*GemmLevels*amx' > /dev/null";
     EXPECT_EQ(std::system(cmd.c_str()), 0) << cmd;
   }
 }

@@ -133,7 +133,9 @@ struct Fp8Gemm {
         const bool have = s[0] == 7168 && s[1] == 2048 && (m == 1 || m == 32 || m == 128);
         if (!have)
           add(m, s[0], s[1],
-              (m == 1 || m == 128) && s[0] * s[1] < 40000000 ? Size::standard : Size::full);
+              ((m == 1 || m == 128) && s[0] * s[1] < 40000000) || (s[0] == 7168 && s[1] == 2048)
+                  ? Size::standard
+                  : Size::full);
       }
     const int64_t v2_lite[][2] = {{3072, 2048}, {2816, 2048}, {2048, 1408}};
     for (const int64_t m : {1, 128})

@@ -155,7 +155,10 @@ struct Gemm {
       for (const auto& s : v2_lite) linear(m, s[0], s[1], size);
       for (const auto& s : v3)
         if (!(s[0] == 7168 && s[1] == 2048 && (m == 1 || m == 128)))
-          linear(m, s[0], s[1], Size::full);
+          linear(m, s[0], s[1],
+                 s[0] == 7168 && s[1] == 2048          ? Size::standard  // all five row counts
+                 : s[0] == 2112 && (m == 8 || m == 32) ? Size::standard
+                                                       : Size::full);
       linear(m, 256, 7168, size, f32);  // gate
     }
     linear(1, 129280, 7168, Size::full, f32);  // head
@@ -270,6 +273,20 @@ struct Gemm {
                                  .resolved_isa = kern::gemm_onednn_isa()};
                  },
                  true});
+    v.push_back(
+        {"cpu_onednn_packed",
+         [](const Shape& s) -> Support {
+           if (s.trans_a || !s.trans_b || s.accumulate)
+             return {Support::State::unsupported, "a linear layer with a packed weight only"};
+           if (!kern::OnednnLinear::supported(s.dtype, s.c_type))
+             return {Support::State::unsupported, "oneDNN has no such matmul here"};
+           return {};
+         },
+         [](Data& d) {
+           auto layer = std::make_shared<kern::OnednnLinear>(d.args());
+           return Runner{.run = [layer] { layer->run(); }, .resolved_isa = kern::gemm_onednn_isa()};
+         },
+         true});
     v.push_back({"cpu_eigen", [](const Shape& s) { return eigen_support(s.m, s.n, s.k); },
                  [](Data& d) {
                    auto a = std::make_shared<std::vector<float>>(d.a.numel());

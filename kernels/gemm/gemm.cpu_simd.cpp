@@ -20,6 +20,7 @@ namespace {
 using spec::DType;
 
 constexpr int64_t kUnitRows = 96, kUnitGroups = 32;  // 96 x 512 sums: 192 KiB of L2
+constexpr int64_t kEarlyPack = 128 << 10;            // elements, about 10 us
 constexpr int64_t kPackGroups = 4;                   // lanes packed at a time
 
 void* at(const void* p, int64_t elements, DType t) {
@@ -54,12 +55,17 @@ struct Plan {
     }
     groups = (lanes + 15) / 16;
     unit_rows = kUnitRows, unit_groups = kUnitGroups;
-    // At least four units a thread, so that a disturbed core costs little.
-    while (threads > 1 && count() < 4 * threads && (unit_rows > 24 || unit_groups > 4)) {
-      if (unit_groups > 4 && unit_groups * 16 * 2 > unit_rows) {
-        unit_groups = std::max<int64_t>(4, unit_groups / 2);
+    // At least four units a thread, so that a disturbed core costs little. Rows that each unit packs for itself are
+    // split as long as they fill the pack, lanes only then.
+    const int64_t least_rows = w.k_major ? 64 : 24, least_groups = w.k_major ? 12 : 4;
+    while (threads > 1 && count() < 4 * threads &&
+           (unit_rows > least_rows || unit_groups > least_groups)) {
+      const bool split_rows =
+          unit_rows > least_rows && (w.k_major || unit_rows >= unit_groups * 32);
+      if (split_rows || unit_groups <= least_groups) {
+        unit_rows = std::max(least_rows, unit_rows / 2);
       } else {
-        unit_rows = std::max<int64_t>(24, unit_rows / 2);
+        unit_groups = std::max(least_groups, std::min(unit_groups, groups) / 2);
       }
     }
     count();
@@ -132,11 +138,15 @@ void product(const GemmArgs& g, int threads) {
     for (int64_t i = 0; i < units; ++i) p.unit(x, i);
     return;
   }
+  // A small pack is done before the team wakes: one barrier less.
+  const bool early = x.m * g.K <= kEarlyPack;
+  if (early) p.pack(q, 0, p.groups);
 #pragma omp parallel num_threads(threads)
   {
+    if (!early)
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < packs; ++i)
-      p.pack(q, i * kPackGroups, std::min(p.groups, (i + 1) * kPackGroups));
+      for (int64_t i = 0; i < packs; ++i)
+        p.pack(q, i * kPackGroups, std::min(p.groups, (i + 1) * kPackGroups));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < units; ++i) p.unit(x, i);
   }

@@ -36,6 +36,21 @@ std::string gemm_isa(const GemmArgs& g);  // what gemm() dispatches to for this 
 
 // The same through oneDNN: the baseline's form, operands as they lie. It chooses its level once a process.
 void gemm_onednn(const GemmArgs& g) noexcept;
+// A linear layer (trans_b, not trans_a, not accumulating) as a user of oneDNN would run it: the weight reordered once
+// into the layout that the library asks for, a second copy.
+class OnednnLinear {
+ public:
+  explicit OnednnLinear(const GemmArgs& g);
+  ~OnednnLinear();
+  OnednnLinear(const OnednnLinear&) = delete;
+  OnednnLinear& operator=(const OnednnLinear&) = delete;
+  void run() noexcept;                                             // into g.c, from g.a
+  static bool supported(spec::DType ab_type, spec::DType c_type);  // at this process's level
+
+ private:
+  struct Impl;
+  Impl* impl_;
+};
 std::string gemm_onednn_isa();  // "oneDNN:avx512_core_bf16", what oneDNN dispatches to here
 // M varies from call to call in expert layers; shapes are bucketed inside, so a varying M builds few primitives.
 

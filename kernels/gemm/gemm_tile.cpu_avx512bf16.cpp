@@ -20,8 +20,8 @@ inline void micro(const TileArgs& t, int64_t r0, int64_t g0) noexcept {
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) acc[r][v] = _mm512_setzero_ps();
-  const int64_t step = kUnit ? 1 : t.p_step;
-  const uint32_t* p = t.p + r0 * t.p_row;
+  const int64_t step = kUnit ? 1 : t.p_step, row = kUnit ? t.p_row : 1;
+  const uint32_t* p = t.p + r0 * row;
   const uint32_t* q = t.q + g0 * t.q_group;
   for (int64_t s = 0; s < t.steps; ++s, p += step, q += 16) {
     __m512i b[V];
@@ -30,7 +30,7 @@ inline void micro(const TileArgs& t, int64_t r0, int64_t g0) noexcept {
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
       uint32_t pair;
-      __builtin_memcpy(&pair, p + r * t.p_row, 4);  // rows of odd length are not 4-byte aligned
+      __builtin_memcpy(&pair, p + r * row, 4);  // rows of odd length are not 4-byte aligned
       const __m512i a = _mm512_set1_epi32(static_cast<int>(pair));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
@@ -57,12 +57,7 @@ inline void micro(const TileArgs& t, int64_t r0, int64_t g0) noexcept {
   }
 }
 
-template <int R, int V, bool kUnit>
-inline void strip(const TileArgs& t, int64_t r, int64_t g) noexcept {
-  micro<R, V, kUnit>(t, r, g);
-}
-
-// All groups of rows [r, r + R). V groups at a time; the remainder as evenly as possible.
+// R rows at a time against V groups.
 template <int V, int R, bool kUnit>
 int64_t strips(const TileArgs& t, int64_t r, int64_t g) noexcept {
   for (; r + R <= t.rows; r += R) micro<R, V, kUnit>(t, r, g);

@@ -14,8 +14,9 @@ namespace {
 using spec::DType;
 
 constexpr int64_t kBlockBytes =
-    576 << 10;                 // of packed activations in L2 at a time (1 MiB on Zen 4, 2 on SPR)
-constexpr int64_t kRows = 48;  // weight rows packed at a time: whole tiles of 6, 8 and 12
+    576 << 10;  // of packed activations in L2 at a time (1 MiB on Zen 4, 2 on SPR)
+constexpr int64_t kRowsOfColumns = 96;  // packed from [K, N]: whole lines of it
+constexpr int64_t kRows = 48;           // weight rows packed at a time: whole tiles of 6, 8 and 12
 constexpr int64_t kDirectRows =
     24;                          // of a weight read as it lies, when several panels pass over them
 constexpr int64_t kPanel = 4;    // groups of lanes that one pass of the tiles takes
@@ -23,6 +24,7 @@ constexpr int64_t kBlock = 128;  // of FP8 scales
 // Of a chain of VDPBF16PS: its error grows with the length, not with its root (measured: 0.8 of the tolerance with K =
 // 2048 in one chain, oneDNN 0.23).
 constexpr int64_t kDepth = 1024;
+constexpr int64_t kDepthPacked = 256;  // weight rows packed from [K, N]: 96 x 128 pairs, 48 KiB
 
 struct Scratch {
   Buffer<uint32_t> rows, groups;
@@ -143,7 +145,8 @@ void strip_lanes(const StripX& x, int64_t g0, int64_t g1, const StripW& w, int64
   if (!fp8) {
     const int64_t limit =
         std::min(kDepth, std::max<int64_t>(128, kBlockBytes / (groups * 64)) * per_step);
-    const int64_t blocks = (x.k + limit - 1) / limit;
+    const int64_t most = w.k_major ? std::min(limit, kDepthPacked) : limit;
+    const int64_t blocks = (x.k + most - 1) / most;
     depth = ((x.k + blocks - 1) / blocks + 127) / 128 * 128;
   }
   const int64_t scale_blocks = (x.k + kBlock - 1) / kBlock, padded = (x.m + 15) / 16 * 16;
@@ -160,7 +163,7 @@ void strip_lanes(const StripX& x, int64_t g0, int64_t g1, const StripW& w, int64
                                                              : (d + per_step - 1) / per_step;
     for (int64_t n = n0; n < n1;) {
       int64_t rows = n1 - n;
-      if (!as_it_lies) rows = std::min(rows, kRows);
+      if (!as_it_lies) rows = std::min(rows, w.k_major ? kRowsOfColumns : kRows);
       if (as_it_lies && groups > kPanel) rows = std::min(rows, kDirectRows);
       if (fp8) {
         rows = std::min(rows, (n / kBlock + 1) * kBlock - n);

@@ -18,7 +18,8 @@ inline constexpr int64_t kTileStepPad =
 
 struct TileArgs {
   int64_t rows = 0, lanes = 0, steps = 0;
-  const uint32_t* p = nullptr;  // step s of row r at p[r * p_row + s * p_step]
+  const uint32_t* p =
+      nullptr;  // step s of row r at p[r * p_row + s * p_step]; p_row or p_step is 1
   int64_t p_row = 0, p_step = 1;
   const uint32_t* q =
       nullptr;  // step s of lane l at q[l / 16 * q_group + s * 16 + l % 16], whole groups
