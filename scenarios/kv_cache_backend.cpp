@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "kernels/core/cuda_error.h"
 #include "kernels/forward/cuda_backend.h"
 #include "model/error.h"
 #include "model/rng.h"
@@ -16,8 +17,10 @@ spec::KvFormat cache_format(model::KvElem e, const spec::Flags& flags) {
   return flags.kv_format == spec::KvFormat::bf16 ? spec::KvFormat::fp8_656_pow2 : flags.kv_format;
 }
 
-MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, model::KvElem e,
-                              int64_t context, int64_t page, const spec::Flags& flags) {
+namespace {
+
+MeasuredCache measure(const LoadedModel& m, const std::string& backend, model::KvElem e,
+                      int64_t context, int64_t page, const spec::Flags& flags) {
   MeasuredCache r;
   const std::string name = backend_name(backend, "");
   const bool record = e == model::KvElem::fp8;
@@ -52,6 +55,19 @@ MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, 
   r.allocated_bytes = s->cache_bytes();
   r.formula_bytes = model::kv_cache_bytes_per_token(model::KvScheme::mla, c, e) * context;
   return r;
+}
+
+}  // namespace
+
+MeasuredCache measure_backend(const LoadedModel& m, const std::string& backend, model::KvElem e,
+                              int64_t context, int64_t page, const spec::Flags& flags) {
+  try {
+    return measure(m, backend, e, context, page, flags);
+  } catch (const kern::CudaOutOfMemory& error) {
+    MeasuredCache r;
+    r.reason = error.what();
+    return r;
+  }
 }
 
 }  // namespace v3b::scen

@@ -87,7 +87,7 @@ void add_logits(CLI::App& app, Chosen& chosen) {
   sub->add_option("--model", o->model, "checkpoint folder")->required();
   sub->add_option("--tokens", o->tokens, "file of ids, whitespace or commas between them")
       ->required();
-  sub->add_option("--backend", o->backend, "reference or cpu, or a full backend name");
+  sub->add_option("--backend", o->backend, "reference, cpu or cuda, or a full backend name");
   sub->add_option("--dtype", o->dtype, "f64, f32 or bf16");
   sub->add_option("--out", o->out, "file to write")->required();
   sub->add_option("--chunk", o->chunk, "tokens a call (default: all at once)")
@@ -111,9 +111,11 @@ void add_generate(CLI::App& app, Chosen& chosen) {
                   "checkpoint folder with tokenizer.model; default: the shipped model");
   auto* prompt = sub->add_option("--prompt", o->prompt, "the text to go on from");
   auto* file = sub->add_option("--prompt-file", o->prompt_file, "a file of it")->excludes(prompt);
-  sub->add_option("--backend", o->backend,
-                  "cpu_bf16, cpu_f32, reference_f32, reference_f64, or reference | cpu");
-  sub->add_option("--dtype", o->dtype, "f64, f32 or bf16, with reference | cpu");
+  sub->add_option(
+      "--backend", o->backend,
+      "cpu_bf16, cpu_f32, cuda_bf16, cuda_f32, reference_f32, reference_f64, or reference | "
+      "cpu | cuda");
+  sub->add_option("--dtype", o->dtype, "f64, f32 or bf16, with reference | cpu | cuda");
   sub->add_option("--max-new", o->max_new, "tokens to add")->check(CLI::Range(1, 1 << 20));
   sub->add_flag("--mtp,!--no-mtp", o->mtp, "draft with the MTP module (default)");
   sub->add_option("--drafts", o->drafts, "draft tokens a step")->check(CLI::Range(1, 64));

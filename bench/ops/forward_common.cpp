@@ -211,7 +211,13 @@ Runner device_runner(ForwardData& d, const std::shared_ptr<Session>& x, bool gra
     else
       replay->enqueue(stream);
   };
-  if (graph) replay->capture(stream);
+  if (graph) {
+    replay->capture(stream);
+  } else {  // buffers grow here, not within a time
+    replay->enqueue(stream);
+    kern::cuda_synchronize(stream);
+    replay->poison(stream);
+  }
   const auto on_device = std::make_shared<bool>(false);  // where the last run's outputs are
   Runner r;
   r.resolved_isa = cuda_isa();
