@@ -32,7 +32,7 @@ CudaModel::CudaModel(model::WeightsPtr w, spec::DType d, const model::BackendOpt
     throw Error(ExitCode::usage, "the CUDA backend has no expert capacity", "capacity_factor");
   if (cfg.rope_scaling.type == model::RopeType::dynamic || cfg.rope_scaling.dynamic)
     throw Error(ExitCode::usage, "the CUDA backend has no dynamic RoPE scaling", "rope_scaling");
-  weights = upload_model(pack_model(*w, d, false));
+  weights = upload_model(pack_model(w, d, false));
   const int64_t row =
       spec::mla_cache_row_bytes(o.flags.kv_format, d, cfg.kv_lora_rank, cfg.qk_rope_head_dim);
   main_pool = std::make_shared<PagePool>(cfg.num_hidden_layers, o.page_size, row, room);
