@@ -19,9 +19,12 @@ namespace {
 // Beyond so many weights the reference computes in f32 (its error of 1e-6 is nothing beside a bf16 pass's bound) and
 // widens experts only while it uses them.
 constexpr double kBigModel = 0x1p28;
-// Scores nearer to a tie than this may come out the other way in bf16: the shipped model's routers are not steered.
-constexpr double kShippedGap = 1e-2;
-constexpr uint64_t kShippedIds = 1;
+// The shipped model's routers are not steered: scores nearer to a tie than this may come out the other way in bf16.
+constexpr double kShippedGap = 2e-2;
+constexpr int64_t kFewRows = 8;       // of the shipped model: nearly all may lie near a tie
+constexpr double kOtherExpert = 0.3;  // what one other expert at a tie comes to in a row
+constexpr double kSteeredGap = 1e-2;
+constexpr uint64_t kShippedSeed = 1;
 
 bool big(const ForwardData& d) {
   return forward_weight_count(d.shape, d.what == ForwardWhat::mtp) > kBigModel;
@@ -130,14 +133,13 @@ std::unique_ptr<ForwardData> make_forward_data(const spec::ForwardShape& s, Forw
   auto d = std::make_unique<ForwardData>();
   d->shape = s;
   d->what = what;
-  d->seed = seed;
+  // The shipped model's tokens and rows are the same for every seed.
+  d->seed = s.weights == spec::ForwardWeights::tiny_v3 ? kShippedSeed : seed;
   d->weights = forward_weights(s, what == ForwardWhat::mtp);
   const int64_t n = s.s0 + s.T + (what == ForwardWhat::mtp ? 1 : 0), rows = s.B * s.T;
   d->ids = HostTensor("ids", Role::input, spec::DType::i32, {s.B, n});
-  // The shipped model's tokens are the same for every seed: a single row must not lie near a tie.
-  const uint64_t id_seed = s.weights == spec::ForwardWeights::tiny_v3 ? kShippedIds : seed;
   for (int64_t i = 0; i < s.B * n; ++i)
-    d->ids.set(i, double(model::rng_below({id_seed, 1}, uint64_t(i), s.V)));
+    d->ids.set(i, double(model::rng_below({d->seed, 1}, uint64_t(i), s.V)));
   d->logits = HostTensor("logits", Role::output, spec::DType::f32, {s.B, s.V});
   d->hidden = HostTensor("hidden", Role::output, spec::DType::f32, {rows, s.d});
   d->routes =
@@ -153,7 +155,9 @@ Expected forward_reference(const ForwardData& d) {
   ExpectedTensor logits{.name = "logits"}, hidden{.name = "hidden"}, routes{.name = "routes"};
   routes.route_k = K;
   // Scores of the steered routers are 0.9 apart; bf16 hidden states move them by 1e-2 at most.
-  routes.route_gap_bound = d.shape.dtype == spec::DType::bf16 ? kShippedGap : 1e-5;
+  routes.route_gap_bound = d.shape.dtype != spec::DType::bf16 ? 1e-5
+                           : shipped                          ? kShippedGap
+                                                              : kSteeredGap;
   std::vector<float> least(size_t(d.shape.B * rows), 1.0F);  // gap of a row in the layers so far
   for (const auto& r : results) {
     logits.values.insert(logits.values.end(), r.logits.begin(), r.logits.end());
@@ -174,10 +178,10 @@ Expected forward_reference(const ForwardData& d) {
   if (shipped) {  // rows that come near a tie anywhere are known from the reference alone, and not judged
     hidden.skip.assign(hidden.values.size(), 0);
     logits.skip.assign(logits.values.size(), 0);
-    for (size_t i = 0; i < least.size(); ++i)
+    for (size_t i = 0; i < least.size() && d.shape.B * rows >= kFewRows; ++i)
       if (least[i] < routes.route_gap_bound)
         std::fill_n(hidden.skip.begin() + int64_t(i) * d.shape.d, d.shape.d, uint8_t{1});
-    for (int64_t b = 0; b < d.shape.B; ++b)
+    for (int64_t b = 0; b < d.shape.B && d.shape.B >= kFewRows; ++b)
       if (least[size_t((b + 1) * rows - 1)] < routes.route_gap_bound)
         std::fill_n(logits.skip.begin() + b * d.shape.V, d.shape.V, uint8_t{1});
   }
@@ -233,6 +237,14 @@ Tolerance forward_tolerance(const spec::ForwardShape& s, ForwardWhat what,
   // stream starts from a product instead of an embedding, where nothing dominates: 1e-2, of which
   // small models take 6.4e-3. An element is within six deviations.
   const bool bf16 = s.dtype == spec::DType::bf16;
+  if (s.weights == spec::ForwardWeights::tiny_v3 && bf16) {
+    // Nothing dominates a trained model's stream: SPEC 0.6's bound for a whole model. Too few rows to leave out those
+    // near a tie: one of them may have taken another expert.
+    const int64_t rows = output == "logits" ? s.B : s.B * s.T;
+    const double fro = rows < kFewRows ? kOtherExpert : 3e-2;
+    // An element of a row that looks at a neighbour which took another expert.
+    return {.rel_fro = fro, .abs_rms = rows < kFewRows ? 1 : 0.5};
+  }
   const double rounds = std::sqrt(2 * double(s.L) + 1), fp8 = 3e-2;
   const double fro =
       what == ForwardWhat::mtp ? (bf16 ? 1e-2 : 3e-6) : (bf16 ? 2e-3 : 1e-6) * rounds;

@@ -7,6 +7,7 @@ Needs numpy, and gguf for the second; no torch. The conversion follows llama.cpp
 
 import json
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,9 @@ def export(model, out, context, gguf_too=True):
         write_gguf(config, tensors, gg, context)
     stamp.write_text(json.dumps(now))
     return hf, gg
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: export_model.py CHECKPOINT OUT CONTEXT")
+    export(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -11,9 +11,12 @@ Ends with 0 when every peer that runs agreed, 1 otherwise, 64 for bad usage.
 """
 
 import argparse
+import array
+import ast
 import csv
 import datetime
 import json
+import math
 import os
 import random
 import statistics
@@ -45,13 +48,30 @@ def parse_cases(text):
 
 def disagreement(mine, theirs):
     """Relative Frobenius error and top-1 agreement; NaN where shapes differ, which fails every comparison."""
-    import numpy as np
-
-    if mine.shape != theirs.shape:
+    (shape, a), (other, b) = mine, theirs
+    if shape != other or not a:
         return float("nan"), 0.0
-    mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
-    rel = float(np.linalg.norm(mine - theirs) / np.linalg.norm(mine))
-    return rel, float((mine.argmax(-1) == theirs.argmax(-1)).mean())
+    wrong, size = math.fsum((x - y) ** 2 for x, y in zip(a, b)), math.fsum(x * x for x in a)
+    width = shape[-1]
+    first = lambda v, r: max(range(r * width, (r + 1) * width), key=v.__getitem__)  # noqa: E731
+    rows = len(a) // width
+    same = sum(first(a, r) == first(b, r) for r in range(rows))
+    return (math.sqrt(wrong / size) if size > 0 else float("nan")), same / rows
+
+
+def read_npy(path):
+    """(shape, values) of a float32 array in C order."""
+    data = Path(path).read_bytes()
+    if data[:6] != b"\x93NUMPY":
+        raise ValueError(f"{path} is no .npy file")
+    at, width = (10, 2) if data[6] == 1 else (12, 4)
+    end = at + int.from_bytes(data[8 : 8 + width], "little")
+    head = ast.literal_eval(data[at:end].decode())
+    if head["descr"] != "<f4" or head["fortran_order"]:
+        raise ValueError(f"{path}: float32 in C order expected")
+    values = array.array("f")
+    values.frombytes(data[end:])
+    return tuple(head["shape"]), values
 
 
 def quartiles(samples):
@@ -128,9 +148,7 @@ def check_peer(worker, ids, mine):
     got = worker.ask(do="logits", ids=ids)
     if "error" in got:
         return "unsupported", got["error"], None
-    import numpy as np
-
-    rel, top1 = disagreement(mine, np.load(got["logits"]))
+    rel, top1 = disagreement(mine, read_npy(got["logits"]))
     note = f"logits of {len(ids)} tokens against ours: relative error {rel:.2e}, same first choice {100 * top1:.1f}%"
     return ("passed" if rel <= TOLERANCE else "failed"), note, rel
 
@@ -154,24 +172,17 @@ def main():
         if done.returncode != 0:
             sys.exit("run.py: the peers' environment could not be set up")
         python = done.stdout.strip().splitlines()[-1] + "/bin/python"
-    if Path(sys.executable).resolve() != Path(python).resolve() or "numpy" not in sys.modules:
-        try:
-            import numpy  # noqa: F401
-        except ImportError:  # the rest runs where numpy and gguf are
-            os.execv(python, [python, __file__, *sys.argv[1:], "--python", python])
     sys.exit(measure(a, cases, python))
 
 
 def measure(a, cases, python):
-    import numpy as np
-
-    sys.path.insert(0, str(HERE))
-    import export_model
-
-    context = max(c["s0"] + c["T"] for c in cases) + 64
     # The exported folder is the same for all contexts up to this.
-    context = max(context, 16384 + 64)
-    hf, gguf = export_model.export(a.model, ROOT / "build/peers" / a.model.name, context)
+    context = max(16384, *(c["s0"] + c["T"] for c in cases)) + 64
+    folder = ROOT / "build/peers" / a.model.name
+    done = run([python, HERE / "export_model.py", a.model, folder, context])
+    if done.returncode != 0:
+        sys.exit(f"run.py: export: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    hf, gguf = folder / "hf", folder / "model.gguf"
     config = json.loads((a.model / "config.json").read_text())
     vocab = config["vocab_size"]
     scratch = tempfile.mkdtemp(prefix="v3bench_peers_")
@@ -183,8 +194,8 @@ def measure(a, cases, python):
     done = run([a.v3bench, "logits", "--model", a.model, "--tokens", tokens, "--backend", "cpu", "--dtype", "bf16",
                 "--out", ours_npy, "--threads", a.threads])
     if done.returncode != 0:
-        sys.exit(f"run.py: v3bench logits: {done.stderr.strip()}")
-    mine = np.load(ours_npy)
+        sys.exit(f"run.py: v3bench logits: {(done.stderr or done.stdout).strip()}")
+    mine = read_npy(ours_npy)
     workers = {p: Worker(python, p, hf if p == "transformers" else gguf, a.threads, context, scratch) for p in PEERS}
     verdicts = {p: check_peer(w, ids, mine) for p, w in workers.items()}
     for p, (status, note, _) in verdicts.items():
