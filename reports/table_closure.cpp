@@ -21,15 +21,17 @@ std::vector<std::string> table_closure(const CsvTable& t) {
     const auto share = t.number(i, "share_pct");
     rows.push_back({t.cell(i, "component"), t.cell(i, "shape"), t.cell(i, "calls"),
                     short_time_us(t.number(i, "median_us")), short_time_us(t.number(i, "total_us")),
-                    share ? short_number(share) + "%" : ""});
+                    share ? short_number(share) + "%" : "",
+                    short_time_us(t.number(i, "in_pass_us"))});
   }
   for (const auto& key : order)
     blocks.push_back(
         key + "\n\n" +
         (not_run.count(key) != 0
              ? not_run[key] + "\n"
-             : markdown_table({"component", "shape", "calls", "alone", "together", "of the pass"},
-                              by_case[key], {left, left, right, right, right, right})));
+             : markdown_table({"component", "shape", "calls", "alone", "together", "of the pass",
+                               "in the pass"},
+                              by_case[key], {left, left, right, right, right, right, right})));
   return blocks;
 }
 

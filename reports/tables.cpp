@@ -161,7 +161,7 @@ const std::vector<TableKind>& table_kinds() {
        "A forward pass and its parts",
        table_closure,
        {"op", "case", "status", "reason", "component", "shape", "calls", "median_us", "total_us",
-        "share_pct"}},
+        "share_pct", "in_pass_us"}},
       {"claims.csv",
        "Published figures beside ours",
        table_claims,

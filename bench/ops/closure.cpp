@@ -63,6 +63,12 @@ double Closure::explained_us() const {
   return sum;
 }
 
+double Closure::in_pass_us() const {
+  double sum = 0;
+  for (const auto& c : components) sum += c.in_pass_us;
+  return sum;
+}
+
 Closure measure_closure(const spec::ForwardShape& s, ForwardWhat what, const ClosureOptions& o) {
   const auto data = make_forward_data(s, what, o.seed);
   const Runner runner = forward_runner(*data, "cpu");
@@ -81,7 +87,9 @@ Closure measure_closure(const spec::ForwardShape& s, ForwardWhat what, const Clo
 
   std::vector<double> passes;
   // A call is known by its place in the pass: its samples come from all rounds.
-  std::vector<std::vector<double>> alone;
+  std::vector<std::vector<double>> alone, in_pass;
+  kern::Trace in_place;
+  in_place.repetitions = 0;
   for (int round = 0; round < o.rounds; ++round) {
     const auto t0 = Clock::now();
     do {
@@ -89,6 +97,15 @@ Closure measure_closure(const spec::ForwardShape& s, ForwardWhat what, const Clo
       runner.run();
       passes.push_back(us_since(begin));
     } while (us_since(t0) < 1e6 * o.seconds / o.rounds);
+    const auto t1 = Clock::now();
+    do {
+      in_place.calls.clear();
+      const Tracing tracing(in_place);
+      runner.run();
+      in_pass.resize(std::max(in_pass.size(), in_place.calls.size()));
+      for (size_t i = 0; i < in_place.calls.size(); ++i)
+        in_pass[i].push_back(in_place.calls[i].in_pass_us);
+    } while (us_since(t1) < 1e6 * o.seconds / o.rounds);
     trace.calls.clear();
     {
       const Tracing tracing(trace);
@@ -110,6 +127,7 @@ Closure measure_closure(const spec::ForwardShape& s, ForwardWhat what, const Clo
     c.component = call.component, c.shape = call.shape;
     ++c.calls;
     c.total_us += median(alone[i]);
+    c.in_pass_us += median(in_pass[i]);
     samples.insert(samples.end(), alone[i].begin(), alone[i].end());
   }
   for (auto& [key, entry] : by) {

@@ -15,9 +15,10 @@ enum class Between { nothing, l2, all };
 
 struct ClosureComponent {
   std::string component, shape;
-  int64_t calls = 0;     // of one pass
-  double median_us = 0;  // of one call, alone; over all repetitions of all its calls
-  double total_us = 0;   // the calls' own medians added up
+  int64_t calls = 0;      // of one pass
+  double median_us = 0;   // of one call, alone; over all repetitions of all its calls
+  double total_us = 0;    // the calls' own medians added up
+  double in_pass_us = 0;  // the same calls where they stand in the pass, medians added up
 };
 struct Closure {
   double pass_us = 0;  // median of whole passes
@@ -25,6 +26,7 @@ struct Closure {
   Between between = Between::nothing;
   std::vector<ClosureComponent> components;  // most expensive first
   double explained_us() const;
+  double in_pass_us() const;  // the rest of the pass is between the calls
   double rest_us() const { return pass_us - explained_us(); }
   double rest_pct() const { return 100 * rest_us() / pass_us; }
 };

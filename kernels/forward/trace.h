@@ -14,9 +14,11 @@ namespace v3b::kern {
 struct TraceCall {
   std::string component, shape;  // "gemm", "m=1,n=352,k=256"
   std::vector<double> alone_us;  // one a repetition
+  double in_pass_us =
+      0;  // the call itself; what it finds in the caches is the pass's own without repetitions
 };
 struct Trace {
-  int repetitions = 5;
+  int repetitions = 5;           // 0: nothing but the pass, every call timed
   std::function<void()> before;  // of each repetition; may be empty
   std::vector<TraceCall> calls;  // in the order of the pass
 };
@@ -30,6 +32,7 @@ struct TraceKeep {
   void* data = nullptr;
   int64_t bytes = 0;
 };
+// The repetitions, then the call.
 void trace_call(Trace& trace, const char* component, TraceShape shape, TraceKeep keep,
                 const std::function<void()>& call);
 
@@ -37,7 +40,8 @@ template <class F>
 void traced(const char* component, TraceShape shape, TraceKeep keep, const F& call) {
   if (Trace* t = current_trace(); t != nullptr) [[unlikely]]
     trace_call(*t, component, shape, keep, call);
-  call();
+  else
+    call();
 }
 template <class F>
 void traced(const char* component, TraceShape shape, const F& call) {

@@ -249,9 +249,9 @@ def measure(a, cases, python):
                 row = rated(row, flop, size, roof_us, ours["roof"])
             rows.append(row)
         report(case, rows[-1 - len(PEERS):])
+        write(a.out, columns, rows, a.append)
     for w in workers.values():
         w.close()
-    write(a.out, columns, rows, a.append)
     return 0 if all(v[0] != "failed" for v in verdicts.values()) else 1
 
 
