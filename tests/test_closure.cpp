@@ -161,8 +161,8 @@ TEST(FastWeights, PackedAndBorrowedGiveTheSameBits) {
     for (const model::WeightsPtr& w : {model::WeightsPtr(borrowed), model::WeightsPtr(copy)}) {
       const auto backend = kern::make_cpu_backend(w, spec::DType::bf16);
       const auto seq = backend->new_sequence();
-      backend->append_rows(*seq, 33, bench::forward_rows(s, 3, 0));
-      EXPECT_EQ(seq->length(), 33);
+      backend->append_rows(*seq, s.s0, bench::forward_rows(s, 3, 0));
+      EXPECT_EQ(seq->length(), s.s0);
       const int32_t id = 11;
       logits[i++] = backend->forward(*seq, {&id, 1}, {}).logits;
     }

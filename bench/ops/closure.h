@@ -33,9 +33,9 @@ struct Closure {
 
 struct ClosureOptions {
   uint64_t seed = 1;
-  int rounds = 5;        // each: some whole passes, then one pass in pieces
+  int rounds = 15;       // each: some whole passes, then one pass in pieces
   int repetitions = 5;   // of a component in each round
-  double seconds = 0.2;  // of whole passes, over all rounds; at least one a round
+  double seconds = 0.5;  // of whole passes, over all rounds; at least one a round
 };
 // Passes and pieces take turns. Does not check results: that is the caller's (law 6).
 Closure measure_closure(const spec::ForwardShape& s, ForwardWhat what, const ClosureOptions& o);
