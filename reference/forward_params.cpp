@@ -1,6 +1,7 @@
 #include "reference/forward_params.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace v3b::ref {
 namespace {
@@ -8,8 +9,11 @@ namespace {
 template <class S>
 std::vector<S> copy(const model::TensorView& t) {
   if (!t.present()) return {};
-  const std::vector<float> f = model::to_float_vector(t);
-  return std::vector<S>(f.begin(), f.end());
+  std::vector<float> f = model::to_float_vector(t);
+  if constexpr (std::is_same_v<S, float>)
+    return f;
+  else
+    return std::vector<S>(f.begin(), f.end());
 }
 template <class S>
 LayerParams<S> copy_layer(const model::LayerWeights& w, bool experts) {
