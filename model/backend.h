@@ -63,7 +63,8 @@ struct BackendOptions {
   double capacity_factor = 0;
 };
 
-// What a layer finds in the cache of a made-up context: c [n, d_c] after its norm, k [n, d_r] before RoPE.
+// What a layer finds in the cache of a made-up context: writes c [n, d_c] after its norm and k [n, d_r] before RoPE, for
+// the n that append_rows is called with.
 using CacheRows = std::function<void(int64_t layer, float* c, float* k)>;
 
 struct BatchItem {  // one sequence's share of a batched call
