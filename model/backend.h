@@ -2,12 +2,14 @@
 // reference_f64, reference_f32, cpu_bf16, cpu_f32, later cuda_bf16. SPEC 1.32.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "model/config.h"
+#include "model/error.h"
 #include "model/weights.h"
 #include "reference/spec/flags.h"
 
@@ -61,6 +63,10 @@ struct BackendOptions {
   double capacity_factor = 0;
 };
 
+// What a layer finds in the cache of a made-up context: writes c [n, d_c] after its norm and k [n, d_r] before RoPE, for
+// the n that append_rows is called with.
+using CacheRows = std::function<void(int64_t layer, float* c, float* k)>;
+
 struct BatchItem {  // one sequence's share of a batched call
   Sequence* sequence;
   std::span<const int32_t> ids;
@@ -83,6 +89,12 @@ class Backend {
   // post-shared_head.norm state (for recycling in chained drafts).
   virtual ForwardResult mtp_forward(Sequence& seq, std::span<const int32_t> next_ids,
                                     std::span<const float> hidden, const ForwardOptions& o) = 0;
+  // Benches of long contexts: n rows go to the end of every main layer's cache, as if n tokens had been run. The two
+  // pointers are valid during the call of `rows` only. Throws Error(usage) where a backend cannot.
+  virtual void append_rows(Sequence& seq, int64_t n, const CacheRows& rows) {
+    (void)seq, (void)n, (void)rows;
+    throw Error(ExitCode::usage, "this backend takes no cache rows", name());
+  }
 };
 
 }  // namespace v3b::model

@@ -1,8 +1,13 @@
 // Random weights for tests and benches: every element from (seed, hash of its tensor's name,
 // index), so the values do not depend on threads or on which tensors exist besides it.
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "model/error.h"
@@ -129,6 +134,125 @@ WeightsPtr random_weights(const ModelConfig& config, uint64_t seed, spec::DType 
     t.shared_head_head = w->lm_head;
   }
   w->storage = buffers;
+  return w;
+}
+
+namespace {
+
+constexpr int kLevels = 4096;            // quantiles of the fast fill; 12 bits each
+constexpr int64_t kFillChunk = 1 << 16;  // elements; a multiple of 4
+constexpr size_t kHuge = size_t{2} << 20;
+
+// 64-byte aligned (2 MiB and huge pages advised from there on), freed together.
+struct AlignedBuffers {
+  std::vector<void*> blocks;
+  AlignedBuffers() = default;
+  AlignedBuffers(const AlignedBuffers&) = delete;
+  AlignedBuffers& operator=(const AlignedBuffers&) = delete;
+  ~AlignedBuffers() {
+    for (void* p : blocks) std::free(p);
+  }
+  void* get(int64_t bytes) {
+    const size_t n = (static_cast<size_t>(bytes) + 63) / 64 * 64;
+    void* p = nullptr;
+    if (posix_memalign(&p, n >= kHuge ? kHuge : 64, std::max<size_t>(n, 64)) != 0)
+      throw std::bad_alloc();
+    blocks.push_back(p);
+    if (n >= kHuge) (void)madvise(p, n / kHuge * kHuge, MADV_HUGEPAGE);  // advice only
+    return p;
+  }
+};
+
+// body(first, last) over [0, n) in chunks on all cores; chunks are handed out one by one.
+template <class F>
+void on_all_cores(int64_t n, const F& body) {
+  const int64_t chunks = (n + kFillChunk - 1) / kFillChunk;
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t c = next++; c < chunks; c = next++)
+      body(c * kFillChunk, std::min(n, (c + 1) * kFillChunk));
+  };
+  const int64_t threads = std::min<int64_t>(
+      {chunks, 64, static_cast<int64_t>(std::max(1U, std::thread::hardware_concurrency()))});
+  std::vector<std::thread> pool;
+  for (int64_t t = 1; t < threads; ++t) pool.emplace_back(work);
+  work();
+  for (std::thread& t : pool) t.join();
+}
+
+template <class T>
+void fill_levels(T* out, int64_t n, const Rng& rng, const T (&level)[kLevels]) {
+  on_all_cores(n, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += 4) {
+      const uint64_t bits = rng_u64(rng, static_cast<uint64_t>(i / 4));
+      for (int64_t j = i; j < std::min(to, i + 4); ++j)
+        out[j] = level[bits >> (4 + 16 * (j - i)) & (kLevels - 1)];
+    }
+  });
+}
+double quantile(int level) { return rng_normal_quantile((level + 0.5) / kLevels); }
+
+}  // namespace
+
+WeightsPtr fast_random_weights(const ModelConfig& config, uint64_t seed, spec::DType dtype) {
+  if (dtype != DType::bf16 && dtype != DType::f8e4m3)
+    throw Error(ExitCode::usage, "fast random weights", "dtype", "bf16 or f8e4m3",
+                spec::dtype_name(dtype));
+  auto buffers = std::make_shared<AlignedBuffers>();
+  auto w = std::make_shared<ModelWeights>();
+  w->config = config;
+  w->config.fp8 = dtype == DType::f8e4m3;
+  w->config.torch_dtype = "bfloat16";
+  const auto make = [&](TensorView& t, const std::string& name, const Shape& shape, Role role) {
+    if (role == Role::mtp_embed || role == Role::mtp_head) return;
+    if (role == Role::head && config.tie_word_embeddings) return;
+    t.name = name;
+    t.shape = shape;
+    const Rng rng{seed, rng_stream(name.c_str())};
+    const double mean = role == Role::norm ? 1 : 0,
+                 std = role == Role::norm    ? 0.1
+                       : role == Role::bias  ? 0.05
+                       : role == Role::embed ? 1.0
+                                             : 1.0 / std::sqrt(static_cast<double>(t.cols()));
+    if (role == Role::quantisable && dtype == DType::f8e4m3) {
+      // Codes have a deviation of 100; the scales lie between half and one and a half of what that asks for.
+      uint8_t level[kLevels];
+      for (int i = 0; i < kLevels; ++i)
+        level[i] = spec::to_f8e4m3(static_cast<float>(100 * quantile(i))).bits;
+      const int64_t blocks = (t.rows() + 127) / 128 * ((t.cols() + 127) / 128);
+      auto* codes = static_cast<uint8_t*>(buffers->get(t.numel()));
+      auto* scales = static_cast<float*>(buffers->get(4 * blocks));
+      fill_levels(codes, t.numel(), rng, level);
+      for (int64_t b = 0; b < blocks; ++b)
+        scales[b] = static_cast<float>(
+            std / 100 * (0.5 + rng_uniform({seed, ~rng.stream}, static_cast<uint64_t>(b))));
+      t.dtype = DType::f8e4m3;
+      t.data = codes;
+      t.scale_inv = scales;
+    } else if (role == Role::bias) {
+      auto* out = static_cast<float*>(buffers->get(4 * t.numel()));
+      for (int64_t i = 0; i < t.numel(); ++i)
+        out[i] = static_cast<float>(std * rng_normal(rng, static_cast<uint64_t>(i)));
+      t.dtype = DType::f32;
+      t.data = out;
+    } else {
+      uint16_t level[kLevels];
+      for (int i = 0; i < kLevels; ++i)
+        level[i] = spec::to_bf16(static_cast<float>(mean + std * quantile(i))).bits;
+      auto* out = static_cast<uint16_t*>(buffers->get(2 * t.numel()));
+      fill_levels(out, t.numel(), rng, level);
+      t.dtype = DType::bf16;
+      t.data = out;
+    }
+  };
+  walk_weights(*w, w->config, true, make);
+  if (config.tie_word_embeddings) w->lm_head = w->embed_tokens;
+  for (MtpWeights& t : w->mtp) {
+    t.embed_tokens = w->embed_tokens;
+    t.shared_head_head = w->lm_head;
+  }
+  w->storage = buffers;
+  w->in_place = true;
   return w;
 }
 

@@ -26,6 +26,8 @@ using model::ForwardOptions;
 using model::ForwardResult;
 
 constexpr double kLatentNormEps = 1e-6;  // q_a and kv_a norms ignore rms_norm_eps (SPEC 1.2)
+constexpr double kEagerBytes = 1 << 30;  // routed experts of more widened bytes are widened late,
+constexpr int64_t kLateExperts = 8;      // so many at a time
 
 template <class S>
 using Matrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -88,7 +90,10 @@ template <class S>
 class RefBackend final : public model::Backend {
  public:
   RefBackend(model::WeightsPtr w, const model::BackendOptions& o)
-      : options_(o), params_(make_params<S>(*w)), cfg_(params_.config) {}
+      : options_(o),
+        late_(expert_bytes(w->config) > kEagerBytes ? w : nullptr),
+        params_(make_params<S>(*w, late_ == nullptr)),
+        cfg_(params_.config) {}
 
   std::string name() const override {
     return std::is_same_v<S, double> ? "reference_f64" : "reference_f32";
@@ -164,9 +169,26 @@ class RefBackend final : public model::Backend {
     return r;
   }
 
+  void append_rows(model::Sequence& sequence, int64_t n, const model::CacheRows& rows) override {
+    auto& seq = dynamic_cast<RefSequence<S>&>(sequence);
+    check_room(seq.length() + n, n);
+    std::vector<float> c(static_cast<size_t>(n * cfg_.kv_lora_rank)),
+        k(static_cast<size_t>(n * cfg_.qk_rope_head_dim));
+    for (size_t l = 0; l < seq.main.size(); ++l) {
+      rows(static_cast<int64_t>(l), c.data(), k.data());
+      seq.main[l].c.insert(seq.main[l].c.end(), c.begin(), c.end());
+      seq.main[l].k_raw.insert(seq.main[l].k_raw.end(), k.begin(), k.end());
+    }
+  }
+
  private:
   int64_t room() const {
     return options_.max_context > 0 ? options_.max_context : cfg_.max_position_embeddings;
+  }
+  static double expert_bytes(const model::ModelConfig& c) {
+    return static_cast<double>(sizeof(S)) *
+           static_cast<double>(c.num_hidden_layers * c.n_routed_experts) *
+           static_cast<double>(3 * c.hidden_size * c.moe_intermediate_size);
   }
   void check_room(int64_t length, int64_t T) const {
     if (T < 1) throw Error(ExitCode::usage, "a forward pass needs at least one token", name());
@@ -187,6 +209,45 @@ class RefBackend final : public model::Backend {
     if (o.logits == model::LogitsOf::none) return;
     const Matrix<S> rows = o.logits == model::LogitsOf::last ? Matrix<S>(f.bottomRows(1)) : f;
     r.logits = floats<S>(linear(rows, head, cfg_.vocab_size));
+  }
+
+  // Routed experts of one layer; those of a late model are widened a few at a time, and their shares added up.
+  void routed(const LayerParams<S>& p, int64_t index, const Matrix<S>& u,
+              const std::vector<int32_t>& served, const S* weight, const Ffn<S>& shared,
+              Matrix<S>& y) const {
+    const int64_t T = u.rows(), E = cfg_.n_routed_experts, K = cfg_.num_experts_per_tok,
+                  m = cfg_.moe_intermediate_size, shared_m = cfg_.n_shared_experts * m;
+    std::vector<Ffn<S>> experts(static_cast<size_t>(E));
+    const auto point = [](const FfnParams<S>& e) {
+      return Ffn<S>{e.gate.data(), e.up.data(), e.down.data()};
+    };
+    const auto run = [&](const std::vector<int32_t>& idx, const Ffn<S>& also, Matrix<S>& out) {
+      moe<S>(T, u.cols(), m, E, K, u.data(), idx.data(), weight, experts, also, shared_m,
+             out.data(), options_.flags.moe_accum);
+    };
+    if (late_ == nullptr) {
+      for (size_t e = 0; e < experts.size(); ++e) experts[e] = point(p.experts[e]);
+      return run(served, shared, y);
+    }
+    const auto& stored = index < cfg_.num_hidden_layers
+                             ? late_->layers[static_cast<size_t>(index)].moe.experts
+                             : late_->mtp[0].layer.moe.experts;
+    // Sums in bf16 depend on their order, so they need all experts at once.
+    const int64_t together = options_.flags.moe_accum == spec::MoeAccum::fp32 ? kLateExperts : E;
+    y.setZero();
+    for (int64_t first = 0; first < E; first += together) {
+      std::vector<int32_t> idx(served);
+      std::vector<FfnParams<S>> wide(static_cast<size_t>(E));
+      for (int32_t& e : idx) {
+        if (e < first || e >= first + together) e = -1;
+        if (e < 0 || !wide[static_cast<size_t>(e)].gate.empty()) continue;
+        wide[static_cast<size_t>(e)] = copy_ffn<S>(stored[static_cast<size_t>(e)]);
+        experts[static_cast<size_t>(e)] = point(wide[static_cast<size_t>(e)]);
+      }
+      Matrix<S> part(y.rows(), y.cols());
+      run(idx, first == 0 ? shared : Ffn<S>{}, part);
+      y += part;
+    }
   }
 
   void layer(const LayerParams<S>& p, int64_t index, LayerCache<S>& cache, int64_t s0, Matrix<S>& h,
@@ -284,8 +345,6 @@ class RefBackend final : public model::Backend {
     const bool biased = model::router_uses_bias(cfg_, options_.flags) && !p.bias.empty();
     const Routes<S> routes = route<S>(model::router_config(cfg_, options_.flags), T, z.data(),
                                       biased ? p.bias.data() : nullptr);
-    std::vector<Ffn<S>> experts;
-    for (const auto& e : p.experts) experts.push_back({e.gate.data(), e.up.data(), e.down.data()});
     Ffn<S> shared;
     if (!p.shared.gate.empty())
       shared = {p.shared.gate.data(), p.shared.up.data(), p.shared.down.data()};
@@ -300,9 +359,7 @@ class RefBackend final : public model::Backend {
       for (size_t i = 0; i < keep.size(); ++i)
         if (!keep[i]) served[i] = -1, dropped[i] = 1;
     }
-    moe<S>(T, u.cols(), cfg_.moe_intermediate_size, E, K, u.data(), served.data(),
-           routes.weight.data(), experts, shared,
-           cfg_.n_shared_experts * cfg_.moe_intermediate_size, y.data(), options_.flags.moe_accum);
+    routed(p, index, u, served, routes.weight.data(), shared, y);
     if (o.routes)
       r.routes.push_back(
           {index, K, routes.idx, std::vector<float>(routes.weight.begin(), routes.weight.end()),
@@ -310,6 +367,7 @@ class RefBackend final : public model::Backend {
   }
 
   model::BackendOptions options_;
+  model::WeightsPtr late_;  // not null: where routed experts are widened from, when they are used
   ModelParams<S> params_;
   const model::ModelConfig& cfg_;
 };

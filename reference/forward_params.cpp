@@ -1,6 +1,7 @@
 #include "reference/forward_params.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace v3b::ref {
 namespace {
@@ -8,15 +9,14 @@ namespace {
 template <class S>
 std::vector<S> copy(const model::TensorView& t) {
   if (!t.present()) return {};
-  const std::vector<float> f = model::to_float_vector(t);
-  return std::vector<S>(f.begin(), f.end());
+  std::vector<float> f = model::to_float_vector(t);
+  if constexpr (std::is_same_v<S, float>)
+    return f;
+  else
+    return std::vector<S>(f.begin(), f.end());
 }
 template <class S>
-FfnParams<S> copy_ffn(const model::FfnWeights& w) {
-  return {copy<S>(w.gate_proj), copy<S>(w.up_proj), copy<S>(w.down_proj)};
-}
-template <class S>
-LayerParams<S> copy_layer(const model::LayerWeights& w) {
+LayerParams<S> copy_layer(const model::LayerWeights& w, bool experts) {
   LayerParams<S> p;
   p.input_norm = copy<S>(w.input_layernorm);
   p.post_norm = copy<S>(w.post_attention_layernorm);
@@ -35,7 +35,9 @@ LayerParams<S> copy_layer(const model::LayerWeights& w) {
   }
   p.router = copy<S>(w.moe.gate);
   p.bias = copy<S>(w.moe.e_score_correction_bias);
-  for (const auto& e : w.moe.experts) p.experts.push_back(copy_ffn<S>(e));
+  p.experts.resize(w.moe.experts.size());
+  for (size_t e = 0; experts && e < p.experts.size(); ++e)
+    p.experts[e] = copy_ffn<S>(w.moe.experts[e]);
   p.shared = copy_ffn<S>(w.moe.shared);
   return p;
 }
@@ -69,20 +71,25 @@ void visit_layer(LayerParams<S>& p, const std::string& prefix, const F& f) {
 }  // namespace
 
 template <class S>
-ModelParams<S> make_params(const model::ModelWeights& w) {
+FfnParams<S> copy_ffn(const model::FfnWeights& w) {
+  return {copy<S>(w.gate_proj), copy<S>(w.up_proj), copy<S>(w.down_proj)};
+}
+
+template <class S>
+ModelParams<S> make_params(const model::ModelWeights& w, bool experts) {
   ModelParams<S> p;
   p.config = w.config;
   p.embed = copy<S>(w.embed_tokens);
   p.norm = copy<S>(w.norm);
   if (!w.config.tie_word_embeddings) p.head = copy<S>(w.lm_head);
-  for (const auto& l : w.layers) p.layers.push_back(copy_layer<S>(l));
+  for (const auto& l : w.layers) p.layers.push_back(copy_layer<S>(l, experts));
   for (const auto& m : w.mtp) {
     MtpParams<S> q;
     q.enorm = copy<S>(m.enorm);
     q.hnorm = copy<S>(m.hnorm);
     q.eh_proj = copy<S>(m.eh_proj);
     q.norm = copy<S>(m.shared_head_norm);
-    q.layer = copy_layer<S>(m.layer);
+    q.layer = copy_layer<S>(m.layer, experts);
     if (m.embed_tokens.present() && m.embed_tokens.data != w.embed_tokens.data) {
       q.own_embed = copy<S>(m.embed_tokens);
       if (q.own_embed == p.embed) q.own_embed.clear();
@@ -128,10 +135,11 @@ ModelParams<S> zeros_like(const ModelParams<S>& p) {
   return z;
 }
 
-#define V3B_INSTANTIATE(S)                                            \
-  template ModelParams<S> make_params<S>(const model::ModelWeights&); \
-  template ModelParams<S> zeros_like<S>(const ModelParams<S>&);       \
-  template void for_each_tensor<S>(                                   \
+#define V3B_INSTANTIATE(S)                                                  \
+  template FfnParams<S> copy_ffn<S>(const model::FfnWeights&);              \
+  template ModelParams<S> make_params<S>(const model::ModelWeights&, bool); \
+  template ModelParams<S> zeros_like<S>(const ModelParams<S>&);             \
+  template void for_each_tensor<S>(                                         \
       ModelParams<S>&, const std::function<void(const std::string&, std::vector<S>&)>&);
 V3B_INSTANTIATE(float)
 V3B_INSTANTIATE(double)

@@ -41,9 +41,12 @@ struct ModelParams {
   std::vector<S>& head_or_embed() { return head.empty() ? embed : head; }
 };
 
-// Dequantised copy. MTP copies of embedding and head whose bytes equal the main ones become shared.
+// Dequantised copy. MTP copies of embedding and head whose bytes equal the main ones become shared. Without `experts`
+// the routed experts stay empty: of a model of gigabytes they are widened when somebody asks (copy_ffn).
 template <class S>
-ModelParams<S> make_params(const model::ModelWeights& w);
+ModelParams<S> make_params(const model::ModelWeights& w, bool experts = true);
+template <class S>
+FfnParams<S> copy_ffn(const model::FfnWeights& w);
 // Same structure, all zeros.
 template <class S>
 ModelParams<S> zeros_like(const ModelParams<S>& p);

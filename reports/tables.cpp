@@ -14,6 +14,7 @@ std::vector<std::string> table_expert_load(const CsvTable& t);  // table_expert_
 std::vector<std::string> table_yarn_perplexity(const CsvTable& t);
 std::vector<std::string> table_mtp_decoding(const CsvTable& t);
 std::vector<std::string> table_claims(const CsvTable& t);
+std::vector<std::string> table_closure(const CsvTable& t);
 
 namespace {
 
@@ -157,6 +158,11 @@ const std::vector<TableKind>& table_kinds() {
         "identical_prompts",
         "near_ties",
         "mismatches"}},
+      {"closure.csv",
+       "A forward pass and its parts",
+       table_closure,
+       {"op", "case", "status", "reason", "component", "shape", "calls", "median_us", "total_us",
+        "share_pct", "in_pass_us"}},
       {"claims.csv",
        "Published figures beside ours",
        table_claims,

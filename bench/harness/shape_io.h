@@ -12,6 +12,7 @@
 #include "model/error.h"
 #include "reference/spec/dtype.h"
 #include "reference/spec/flags.h"
+#include "reference/spec/forward.h"
 
 namespace v3b::bench {
 
@@ -45,6 +46,8 @@ V3B_ENUM_TEXT(spec::MtpHidden, {post_norm, "post_norm"}, {pre_norm, "pre_norm"})
 V3B_ENUM_TEXT(spec::MtpConcat, {emb_h, "emb_h"}, {h_emb, "h_emb"})
 V3B_ENUM_TEXT(spec::BalanceF, {scores, "scores"}, {routing, "routing"})
 V3B_ENUM_TEXT(spec::DropPolicy, {slot, "slot"}, {token, "token"}, {prob, "prob"})
+V3B_ENUM_TEXT(spec::ForwardContext, {tokens, "tokens"}, {rows, "rows"})
+V3B_ENUM_TEXT(spec::ForwardWeights, {steered, "steered"}, {tiny_v3, "tiny_v3"})
 V3B_ENUM_TEXT(spec::EmptyLse, {pos_inf, "+inf"}, {neg_inf, "-inf"})
 
 template <class T>

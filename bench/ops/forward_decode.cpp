@@ -36,7 +36,27 @@ struct ForwardDecode {
                   .N_s = 2,
                   .K = 4},
                  Size::full});
+    // A decode loop leaves the shipped model's 15 MB in the caches; the others are read from memory anyway.
+    const auto add = [&](spec::ForwardShape s, int64_t B, int64_t s0, Size size, CacheState cache) {
+      s.B = B, s.s0 = s0;
+      c.push_back({s, size, false, cache});
+    };
+    for (const int64_t B : {1, 8, 32})
+      for (const int64_t s0 : {1024, 4096, 16384})
+        add(tiny_v3_shape(), B, s0, s0 == 1024 || B == 1 ? Size::standard : Size::full,
+            CacheState::hot);
+    for (const int64_t B : {1, 8, 32}) add(v2_lite_shape(), B, 1024, Size::full, CacheState::cold);
+    for (const int64_t s0 : {4096, 16384})
+      add(v2_lite_shape(), 1, s0, Size::full, CacheState::cold);
+    for (const auto w : {bf16, f8e4m3}) {
+      for (const int64_t B : {1, 8, 32})
+        add(v3_layer_shape(w), B, 1024, Size::full, CacheState::cold);
+      add(v3_layer_shape(w), 1, 16384, Size::full, CacheState::cold);
+    }
     c.push_back({{.B = 3, .s0 = 65, .dtype = f32}, Size::quick, true});
+    c.push_back({{.B = 2, .s0 = 70, .context = spec::ForwardContext::rows, .w_dtype = f8e4m3},
+                 Size::quick,
+                 true});
     c.push_back({{.B = 2, .T = 3, .s0 = 5, .d_q = 0}, Size::quick, true});
     return c;
   }

@@ -32,6 +32,19 @@ struct ForwardPrefill {
                   .N_s = 2,
                   .K = 4},
                  Size::full});
+    // A prompt from its start, or a chunk of 512 at the end of a long one.
+    const auto add = [&](spec::ForwardShape s, int64_t T, int64_t s0, Size size, CacheState cache) {
+      s.T = T, s.s0 = s0;
+      if (s0 == 0) s.context = spec::ForwardContext::tokens;
+      c.push_back({s, size, false, cache});
+    };
+    add(tiny_v3_shape(), 1024, 0, Size::standard, CacheState::hot);
+    add(tiny_v3_shape(), 4096, 0, Size::full, CacheState::hot);
+    add(tiny_v3_shape(), 512, 15872, Size::full, CacheState::hot);
+    add(v2_lite_shape(), 512, 0, Size::full, CacheState::cold);
+    add(v2_lite_shape(), 512, 3584, Size::full, CacheState::cold);
+    for (const auto w : {bf16, f8e4m3})
+      add(v3_layer_shape(w), 512, 0, Size::full, CacheState::cold);
     c.push_back({{.T = 7, .dtype = f32}, Size::quick, true});
     c.push_back({{.B = 3, .T = 9, .s0 = 70}, Size::quick, true});
     c.push_back({{.T = 80, .s0 = 20, .kv_format = fp8}, Size::quick, true});

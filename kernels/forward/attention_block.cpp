@@ -18,8 +18,10 @@ constexpr double kLatentNormEps = 1e-6;  // q_a and kv_a norms ignore rms_norm_e
 
 void norm(const LayerContext& ctx, int64_t T, int64_t d, double eps, const void* x,
           int64_t x_stride, const float* w, void* y, int64_t y_stride, spec::DType y_type) {
-  rmsnorm_mixed({T, d, eps, ctx.flags.norm_rounding, spec::DType::f32, spec::DType::f32, y_type, x,
-                 x_stride, w, y, y_stride});
+  traced("rmsnorm", {{"T", T}, {"d", d}}, [&] {
+    rmsnorm_mixed({T, d, eps, ctx.flags.norm_rounding, spec::DType::f32, spec::DType::f32, y_type,
+                   x, x_stride, w, y, y_stride});
+  });
 }
 
 // q [rows, n_h, d_qk] rotated and latent rows [rows, d_c + d_r] of rows [r0, r0 + n).
@@ -65,7 +67,9 @@ void project(const LayerContext& ctx, const AttentionDims& m, const PackedLayer&
                     ctx.rope.cos.data(),
                     ctx.rope.sin.data(),
                     positions};
-  rope_cpu_simd(rq);
+  // In place: a repetition finds what the first one found.
+  traced("rope", {{"T", n}, {"n_h", m.n_h}, {"d_r", m.d_r}}, {q, n * q_cols * m.e},
+         [&] { rope_cpu_simd(rq); });
   const float* kv = ws.a.data() + (m.a_cols - m.d_c - m.d_r);
   const int64_t row = m.d_c + m.d_r;
   uint8_t* lat = ws.lat.data() + r0 * row * m.e;
@@ -86,36 +90,39 @@ void project(const LayerContext& ctx, const AttentionDims& m, const PackedLayer&
                     ctx.rope.cos.data(),
                     ctx.rope.sin.data(),
                     positions};
-  rope_cpu_simd(rk);
-}
-
-void write_cache(const LayerContext& ctx, const AttentionDims& m, const Plan& plan, uint8_t* arena,
-                 const Workspace& ws) {
-  const int64_t row = m.d_c + m.d_r;
-  spec::MlaCacheWriteArgs a{};
-  a.T = plan.rows, a.d_c = m.d_c, a.d_r = m.d_r;
-  a.dtype = ctx.dtype;
-  a.kv_format = ctx.flags.kv_format;
-  a.c = ws.lat.data();
-  a.k_pe = ws.lat.data() + m.d_c * m.e;
-  a.c_stride = a.k_pe_stride = row;
-  a.slots = plan.slots.data();
-  a.cache = arena;
-  mla_cache_write_cpu_simd(a);
+  traced("rope", {{"T", n}, {"n_h", 1}, {"d_r", m.d_r}}, [&] { rope_cpu_simd(rk); });
 }
 
 }  // namespace
+
+void write_cache(const model::ModelConfig& c, const spec::Flags& flags, spec::DType dtype,
+                 const Plan& plan, uint8_t* arena, const Workspace& ws) {
+  const int64_t row = c.kv_lora_rank + c.qk_rope_head_dim;
+  spec::MlaCacheWriteArgs a{};
+  a.T = plan.rows, a.d_c = c.kv_lora_rank, a.d_r = c.qk_rope_head_dim;
+  a.dtype = dtype;
+  a.kv_format = flags.kv_format;
+  a.c = ws.lat.data();
+  a.k_pe = ws.lat.data() + a.d_c * spec::dtype_bytes(dtype);
+  a.c_stride = a.k_pe_stride = row;
+  a.slots = plan.slots.data();
+  a.cache = arena;
+  traced("mla_cache_write", {{"T", a.T}, {"d_c", a.d_c}, {"d_r", a.d_r}},
+         [&] { mla_cache_write_cpu_simd(a); });
+}
 
 void linear(spec::DType dtype, const Linear& w, int64_t M, const void* x, int64_t ldx, void* y,
             int64_t ldy, spec::DType y_type, bool accumulate) {
   GemmArgs g;
   g.M = M, g.N = w.out, g.K = w.in;
   g.a = x, g.lda = ldx;
-  g.b = w.data.data(), g.ldb = w.in;
+  g.b = w.bytes(), g.ldb = w.in;
   g.c = y, g.ldc = ldy;
   g.ab_type = dtype, g.c_type = y_type;
   g.accumulate = accumulate;
-  gemm(g);
+  const int64_t c_bytes = accumulate ? ((M - 1) * ldy + w.out) * spec::dtype_bytes(y_type) : 0;
+  traced("gemm", {{"m", M}, {"n", w.out}, {"k", w.in}, {"accumulate", accumulate ? 1 : 0}},
+         {y, c_bytes}, [&] { gemm(g); });
 }
 
 void run_attention(const LayerContext& ctx, const PackedLayer& p, uint8_t* arena, const Plan& plan,
@@ -126,7 +133,7 @@ void run_attention(const LayerContext& ctx, const PackedLayer& p, uint8_t* arena
   ws.attn.reserve_discard(plan.rows * m.n_h * m.d_v * m.e);
   for (int64_t r0 = 0; r0 < plan.rows; r0 += kRowChunk)
     project(ctx, m, p, plan, r0, std::min(kRowChunk, plan.rows - r0), ws);
-  write_cache(ctx, m, plan, arena, ws);
+  write_cache(ctx.c, ctx.flags, ctx.dtype, plan, arena, ws);
   for (const AttentionUnit& u : plan.units) {
     if (u.expanded) {
       attention_expanded(ctx, m, p, plan.items[u.item], arena, ws);

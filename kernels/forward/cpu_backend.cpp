@@ -4,10 +4,12 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/attention/attention.h"
 #include "kernels/core/cpu.h"
 #include "kernels/forward/parts.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/rmsnorm.h"
+#include "kernels/norm_rope/rope.h"
 #include "model/error.h"
 #include "model/mtp_support.h"
 #include "model/router_config.h"
@@ -54,7 +56,7 @@ class CpuBackend final : public model::Backend {
       throw Error(ExitCode::usage, "the CPU kernels rotate at most 512 dimensions",
                   "qk_rope_head_dim", "<= 512", std::to_string(cfg_.qk_rope_head_dim));
     if (o.threads > 0) set_num_threads(static_cast<int>(o.threads));
-    packed_ = pack_model(*w, dtype, o.flags.router_dtype == spec::RouterDtype::bf16);
+    packed_ = pack_model(w, dtype, o.flags.router_dtype == spec::RouterDtype::bf16, true, true);
     const int64_t row = spec::mla_cache_row_bytes(o.flags.kv_format, dtype, cfg_.kv_lora_rank,
                                                   cfg_.qk_rope_head_dim);
     main_pool_ = std::make_shared<PagePool>(cfg_.num_hidden_layers, o.page_size, row, room_);
@@ -105,8 +107,10 @@ class CpuBackend final : public model::Backend {
     make_plan(cfg_, options_.absorbed_prefill, plan_);
     const int64_t N = plan_.rows, d = cfg_.hidden_size;
     ws_.h.reserve_discard(N * d);
-    for (size_t i = 0; i < items.size(); ++i)
-      embed(packed_.embed, items[i].ids, ws_.h.data() + plan_.items[i].first * d);
+    traced("embedding", {{"T", N}, {"d", d}, {"V", cfg_.vocab_size}}, [&] {
+      for (size_t i = 0; i < items.size(); ++i)
+        embed(packed_.embed, items[i].ids, ws_.h.data() + plan_.items[i].first * d);
+    });
 
     std::vector<ForwardResult> results(items.size());
     for (size_t i = 0; i < items.size(); ++i) results[i].T = plan_.items[i].T;
@@ -155,6 +159,36 @@ class CpuBackend final : public model::Backend {
     return std::move(results[0]);
   }
 
+  void append_rows(model::Sequence& sequence, int64_t n, const model::CacheRows& rows) override {
+    auto& seq = dynamic_cast<CpuSequence&>(sequence);
+    const int64_t s0 = seq.main.length(), d_c = cfg_.kv_lora_rank, d_r = cfg_.qk_rope_head_dim,
+                  e = spec::dtype_bytes(dtype_), row = d_c + d_r;
+    if (n < 1 || s0 + n > room_ || dynamic_)
+      throw Error(ExitCode::usage, "these rows do not fit", name(),
+                  "1 to " + std::to_string(room_ - s0) + ", no dynamic RoPE", std::to_string(n));
+    extend_rope(s0 + n);
+    plan_.items.assign(1, {&seq.main, 0, n, s0});
+    make_plan(cfg_, false, plan_);
+    Buffer<float> c(n * d_c), k(n * d_r);
+    ws_.lat.reserve_discard(n * row * e);
+    const spec::RopeForm form = spec::rope_form(options_.flags.rope_layout, cfg_.rope_interleave);
+    for (int64_t l = 0; l < cfg_.num_hidden_layers; ++l) {
+      rows(l, c.data(), k.data());
+      for (int64_t t = 0; t < n; ++t) {
+        uint8_t* to = ws_.lat.data() + t * row * e;
+        if (dtype_ == spec::DType::f32)
+          std::memcpy(to, c.data() + t * d_c, static_cast<size_t>(d_c * e));
+        else
+          convert_f32_to_bf16(c.data() + t * d_c, reinterpret_cast<spec::bf16*>(to), d_c);
+      }
+      rope_cpu_simd({n, 1, d_r, form, false, spec::DType::f32, dtype_, k.data(), d_r, d_r,
+                     ws_.lat.data() + d_c * e, row, d_r, rope_.cos.data(), rope_.sin.data(),
+                     plan_.positions.data()});
+      write_cache(cfg_, options_.flags, dtype_, plan_, main_pool_->arena(l), ws_);
+    }
+    seq.main.set_length(s0 + n);
+  }
+
  private:
   void check_ids(std::span<const int32_t> ids, int64_t s0) const {
     if (ids.empty())
@@ -195,7 +229,7 @@ class CpuBackend final : public model::Backend {
     const int64_t d = cfg_.hidden_size, T = static_cast<int64_t>(ids.size());
     const int64_t e = spec::dtype_bytes(dtype_);
     for (int64_t t = 0; t < T; ++t) {
-      const uint8_t* row = table.data.data() + ids[static_cast<size_t>(t)] * d * e;
+      const uint8_t* row = table.bytes() + ids[static_cast<size_t>(t)] * d * e;
       if (dtype_ == spec::DType::f32) {
         std::memcpy(h + t * d, row, static_cast<size_t>(d * e));
       } else {
@@ -207,8 +241,10 @@ class CpuBackend final : public model::Backend {
   void norm_rows(int64_t T, const float* x, const Buffer<float>& w, void* y, int64_t y_stride,
                  spec::DType y_type) {
     const int64_t d = cfg_.hidden_size;
-    rmsnorm_mixed({T, d, cfg_.rms_norm_eps, options_.flags.norm_rounding, spec::DType::f32,
-                   spec::DType::f32, y_type, x, d, w.data(), y, y_stride});
+    traced("rmsnorm", {{"T", T}, {"d", d}}, [&] {
+      rmsnorm_mixed({T, d, cfg_.rms_norm_eps, options_.flags.norm_rounding, spec::DType::f32,
+                     spec::DType::f32, y_type, x, d, w.data(), y, y_stride});
+    });
   }
 
   void keep_hidden(std::vector<ForwardResult>& results) const {

@@ -16,8 +16,10 @@ namespace {
 void norm(const LayerContext& ctx, int64_t n, const float* x, const float* w, void* y,
           spec::DType y_type) {
   const int64_t d = ctx.c.hidden_size;
-  rmsnorm_mixed({n, d, ctx.c.rms_norm_eps, ctx.flags.norm_rounding, spec::DType::f32,
-                 spec::DType::f32, y_type, x, d, w, y, d});
+  traced("rmsnorm", {{"T", n}, {"d", d}}, [&] {
+    rmsnorm_mixed({n, d, ctx.c.rms_norm_eps, ctx.flags.norm_rounding, spec::DType::f32,
+                   spec::DType::f32, y_type, x, d, w, y, d});
+  });
 }
 
 void dense(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h, Workspace& ws) {
@@ -26,8 +28,10 @@ void dense(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h, W
   ws.hidden.reserve_discard(n * f * e);
   linear(ctx.dtype, p.gate_up, n, ws.x.data(), d, ws.gate_up.data(), 2 * f, spec::DType::f32);
   const float* g = reinterpret_cast<const float*>(ws.gate_up.data());
-  swiglu_cpu_simd(
-      {n, f, spec::DType::f32, ctx.dtype, g, g + f, 2 * f, nullptr, ws.hidden.data(), f});
+  traced("swiglu", {{"T", n}, {"m", f}}, [&] {
+    swiglu_cpu_simd(
+        {n, f, spec::DType::f32, ctx.dtype, g, g + f, 2 * f, nullptr, ws.hidden.data(), f});
+  });
   linear(ctx.dtype, p.down, n, ws.hidden.data(), f, h, d, spec::DType::f32, true);
 }
 
@@ -51,7 +55,7 @@ void router_logits(const LayerContext& ctx, const PackedLayer& p, int64_t n, con
     }
     g.b = p.router.data();
     g.ab_type = spec::DType::f32;
-    gemm(g);
+    traced("gemm_router", {{"m", n}, {"n", E}, {"k", d}}, [&] { gemm(g); });
     return;
   }
   ws.tail.reserve_discard(n * std::max(d, E) * 2);
@@ -62,7 +66,7 @@ void router_logits(const LayerContext& ctx, const PackedLayer& p, int64_t n, con
   } else {
     g.a = ws.x.data();
   }
-  g.b = p.router_bf16.data.data();
+  g.b = p.router_bf16.bytes();
   g.ab_type = spec::DType::bf16;
   gemm(g);
   convert_f32_to_bf16(ws.logits.data(), bits, n * E);
@@ -110,7 +114,7 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
   r.bias = ctx.use_bias && p.bias.size() > 0 ? p.bias.data() : nullptr;
   r.idx = ws.idx.data();
   r.weight = ws.weight.data();
-  router_select_cpu_simd(r);
+  traced("router", {{"T", n}, {"E", E}, {"K", K}}, [&] { router_select_cpu_simd(r); });
   if (routes != nullptr) {
     routes->idx.insert(routes->idx.end(), ws.idx.data(), ws.idx.data() + n * K);
     routes->weight.insert(routes->weight.end(), ws.weight.data(), ws.weight.data() + n * K);
@@ -120,7 +124,7 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
   spec::MoeExpertsArgs a{};
   a.T = n, a.d = d, a.m = c.moe_intermediate_size, a.E = E, a.K = K;
   a.shared_m = p.shared_ptrs.gate != nullptr ? c.n_shared_experts * c.moe_intermediate_size : 0;
-  a.x_dtype = a.w_dtype = ctx.dtype;
+  a.x_dtype = ctx.dtype, a.w_dtype = p.expert_type;
   a.x = ws.x.data();
   a.idx = ws.idx.data();
   a.weight = ws.weight.data();
@@ -128,8 +132,11 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
   a.shared = p.shared_ptrs;
   a.y = ws.y.data();
   a.moe_accum = ctx.flags.moe_accum;
-  moe_experts_cpu_simd(a, ws.moe);
-  add_rows(ctx, ws.y.data(), n * d, h);
+  traced("moe_experts",
+         {{"T", n}, {"d", d}, {"m", a.m}, {"E", E}, {"K", K}, {"shared_m", a.shared_m}},
+         [&] { moe_experts_cpu_simd(a, ws.moe); });
+  traced("add_rows", {{"T", n}, {"d", d}}, {h, n * d * 4},
+         [&] { add_rows(ctx, ws.y.data(), n * d, h); });
 }
 
 }  // namespace

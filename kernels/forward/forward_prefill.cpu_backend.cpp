@@ -18,7 +18,8 @@ const uint8_t* gather(const LayerContext& ctx, const AttentionDims& m, const Pas
   a.cache = arena;
   ws.kv_rows.reserve_discard(a.s * (m.d_c + m.d_r) * m.e);
   a.out = ws.kv_rows.data();
-  mla_cache_gather_cpu_simd(a);
+  traced("mla_cache_gather", {{"s", a.s}, {"d_c", a.d_c}, {"d_r", a.d_r}},
+         [&] { mla_cache_gather_cpu_simd(a); });
   return ws.kv_rows.data();
 }
 
@@ -40,7 +41,9 @@ void attention_expanded(const LayerContext& ctx, const AttentionDims& m, const P
   a.kv = ws.kvb.data(), a.kv_stride = cols;
   a.k_pe = rows + m.d_c * e, a.k_pe_stride = row;
   a.o = ws.attn.data() + item.first * m.n_h * m.d_v * e, a.o_stride = m.n_h * m.d_v;
-  mla_prefill_cpu_simd(a);
+  traced("mla_prefill",
+         {{"T", a.T}, {"s0", a.s0}, {"n_h", a.n_h}, {"d_n", a.d_n}, {"d_r", a.d_r}, {"d_v", a.d_v}},
+         [&] { mla_prefill_cpu_simd(a); });
 }
 
 }  // namespace v3b::kern

@@ -18,9 +18,23 @@ void put(const std::vector<float>& f, spec::DType dtype, uint8_t* dst) {
                         static_cast<int64_t>(f.size()));
   }
 }
+struct How {
+  spec::DType dtype;
+  bool router_bf16, keep_fp8, borrow;
+};
+bool lies_ready(const TensorView& t, const How& how) {
+  return how.borrow && t.dtype == how.dtype &&
+         reinterpret_cast<uintptr_t>(t.data) % kBufferAlign == 0;
+}
 // The given matrices one under the other.
-Linear stack(std::initializer_list<const TensorView*> parts, spec::DType dtype) {
+Linear stack(std::initializer_list<const TensorView*> parts, const How& how) {
+  const spec::DType dtype = how.dtype;
   Linear l;
+  if (const TensorView& only = **parts.begin(); parts.size() == 1 && lies_ready(only, how)) {
+    l.out = only.rows(), l.in = only.cols();
+    l.borrowed = static_cast<const uint8_t*>(only.data);
+    return l;
+  }
   for (const TensorView* t : parts) l.out += t->rows(), l.in = t->cols();
   l.data = Buffer<uint8_t>(l.out * l.in * spec::dtype_bytes(dtype));
   int64_t at = 0;
@@ -38,26 +52,48 @@ Buffer<float> floats(const TensorView& t) {
   return b;
 }
 
-void pack_experts(const model::MoeWeights& w, spec::DType dtype, PackedLayer& p) {
+int64_t scales_of(const TensorView& t) { return (t.rows() + 127) / 128 * ((t.cols() + 127) / 128); }
+
+void pack_experts(const model::MoeWeights& w, const How& how, PackedLayer& p) {
   std::vector<const model::FfnWeights*> all;
   for (const auto& e : w.experts) all.push_back(&e);
   if (w.shared.gate_proj.present()) all.push_back(&w.shared);
-  int64_t total = 0;
+  int64_t total = 0, scales = 0;
+  bool fp8 = how.keep_fp8 && how.dtype == spec::DType::bf16;
   for (const auto* e : all)
-    total += e->gate_proj.numel() + e->up_proj.numel() + e->down_proj.numel();
-  p.experts = Buffer<uint8_t>(total * spec::dtype_bytes(dtype));
+    for (const TensorView* t : {&e->gate_proj, &e->up_proj, &e->down_proj})
+      fp8 = fp8 && t->dtype == spec::DType::f8e4m3;
+  How stored = how;
+  stored.dtype = p.expert_type = fp8 ? spec::DType::f8e4m3 : how.dtype;
+  for (const auto* e : all)
+    for (const TensorView* t : {&e->gate_proj, &e->up_proj, &e->down_proj})
+      if (!lies_ready(*t, stored)) total += t->numel(), scales += fp8 ? scales_of(*t) : 0;
+  p.experts = Buffer<uint8_t>(total * spec::dtype_bytes(p.expert_type));
+  p.expert_scales = Buffer<float>(scales);
   uint8_t* at = p.experts.data();
-  const auto place = [&](const TensorView& t) {
+  float* scale_at = p.expert_scales.data();
+  const auto place = [&](const TensorView& t, const float*& scale) -> const void* {
+    if (lies_ready(t, stored)) {
+      scale = t.scale_inv;
+      return t.data;
+    }
     uint8_t* here = at;
-    put(model::to_float_vector(t), dtype, here);
-    at += t.numel() * spec::dtype_bytes(dtype);
+    if (fp8) {
+      std::memcpy(here, t.data, static_cast<size_t>(t.numel()));
+      std::memcpy(scale_at, t.scale_inv, static_cast<size_t>(scales_of(t)) * sizeof(float));
+      scale = scale_at;
+      scale_at += scales_of(t);
+    } else {
+      put(model::to_float_vector(t), how.dtype, here);
+    }
+    at += t.numel() * spec::dtype_bytes(p.expert_type);
     return here;
   };
   for (const auto* e : all) {
     spec::FfnPointers f{};
-    f.gate = place(e->gate_proj);
-    f.up = place(e->up_proj);
-    f.down = place(e->down_proj);
+    f.gate = place(e->gate_proj, f.gate_scale);
+    f.up = place(e->up_proj, f.up_scale);
+    f.down = place(e->down_proj, f.down_scale);
     if (e == &w.shared) {
       p.shared_ptrs = f;
     } else {
@@ -66,43 +102,51 @@ void pack_experts(const model::MoeWeights& w, spec::DType dtype, PackedLayer& p)
   }
 }
 
-PackedLayer pack_layer(const model::ModelConfig& c, const model::LayerWeights& w, spec::DType dtype,
-                       bool router_bf16) {
+PackedLayer pack_layer(const model::ModelConfig& c, const model::LayerWeights& w, const How& how) {
+  const spec::DType dtype = how.dtype;
   PackedLayer p;
   p.input_norm = floats(w.input_layernorm);
   p.post_norm = floats(w.post_attention_layernorm);
   p.q_a_norm = floats(w.attn.q_a_layernorm);
   p.kv_a_norm = floats(w.attn.kv_a_layernorm);
   if (c.q_lora_rank > 0) {
-    p.a_proj = stack({&w.attn.q_a_proj, &w.attn.kv_a_proj_with_mqa}, dtype);
-    p.q_b = stack({&w.attn.q_b_proj}, dtype);
+    p.a_proj = stack({&w.attn.q_a_proj, &w.attn.kv_a_proj_with_mqa}, how);
+    p.q_b = stack({&w.attn.q_b_proj}, how);
   } else {
-    p.a_proj = stack({&w.attn.q_proj, &w.attn.kv_a_proj_with_mqa}, dtype);
+    p.a_proj = stack({&w.attn.q_proj, &w.attn.kv_a_proj_with_mqa}, how);
   }
-  p.kv_b = stack({&w.attn.kv_b_proj}, dtype);
-  p.o_proj = stack({&w.attn.o_proj}, dtype);
+  p.kv_b = stack({&w.attn.kv_b_proj}, how);
+  p.o_proj = stack({&w.attn.o_proj}, how);
   const int64_t n_h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_v = c.v_head_dim,
                 d_c = c.kv_lora_rank;
   const int64_t e = spec::dtype_bytes(dtype);
   p.uk_t.out = n_h * d_c;
   p.uk_t.in = d_n;
   p.uk_t.data = Buffer<uint8_t>(n_h * d_c * d_n * e);
-  for (int64_t h = 0; h < n_h; ++h)
-    for (int64_t r = 0; r < d_n; ++r)
+  const auto transpose = [&](auto* to, const auto* from) {
+#pragma omp parallel for schedule(static)
+    for (int64_t h = 0; h < n_h; ++h)
       for (int64_t i = 0; i < d_c; ++i)
-        std::memcpy(p.uk_t.data.data() + ((h * d_c + i) * d_n + r) * e,
-                    p.kv_b.data.data() + ((h * (d_n + d_v) + r) * d_c + i) * e,
-                    static_cast<size_t>(e));
+        for (int64_t r = 0; r < d_n; ++r)
+          to[(h * d_c + i) * d_n + r] = from[(h * (d_n + d_v) + r) * d_c + i];
+  };
+  if (e == 2)
+    transpose(reinterpret_cast<uint16_t*>(p.uk_t.data.data()),
+              reinterpret_cast<const uint16_t*>(p.kv_b.bytes()));
+  else
+    transpose(reinterpret_cast<uint32_t*>(p.uk_t.data.data()),
+              reinterpret_cast<const uint32_t*>(p.kv_b.bytes()));
   p.is_moe = w.is_moe;
   if (!w.is_moe) {
-    p.gate_up = stack({&w.mlp.gate_proj, &w.mlp.up_proj}, dtype);
-    p.down = stack({&w.mlp.down_proj}, dtype);
+    p.gate_up = stack({&w.mlp.gate_proj, &w.mlp.up_proj}, how);
+    p.down = stack({&w.mlp.down_proj}, how);
     return p;
   }
   p.router = floats(w.moe.gate);
-  if (router_bf16) p.router_bf16 = stack({&w.moe.gate}, spec::DType::bf16);
+  if (how.router_bf16)
+    p.router_bf16 = stack({&w.moe.gate}, {spec::DType::bf16, true, false, false});
   p.bias = floats(w.moe.e_score_correction_bias);
-  pack_experts(w.moe, dtype, p);
+  pack_experts(w.moe, how, p);
   return p;
 }
 
@@ -115,25 +159,29 @@ bool same_bytes(const TensorView& a, const TensorView& b) {
 
 }  // namespace
 
-PackedModel pack_model(const model::ModelWeights& w, spec::DType dtype, bool router_bf16) {
+PackedModel pack_model(const model::WeightsPtr& weights, spec::DType dtype, bool router_bf16,
+                       bool keep_fp8_experts, bool borrow) {
+  const model::ModelWeights& w = *weights;
+  const How how{dtype, router_bf16, keep_fp8_experts, borrow && w.in_place};
   PackedModel p;
+  if (how.borrow) p.source = weights;
   p.dtype = dtype;
-  p.embed = stack({&w.embed_tokens}, dtype);
-  if (!w.config.tie_word_embeddings) p.head = stack({&w.lm_head}, dtype);
+  p.embed = stack({&w.embed_tokens}, how);
+  if (!w.config.tie_word_embeddings) p.head = stack({&w.lm_head}, how);
   p.norm = floats(w.norm);
-  for (const auto& l : w.layers) p.layers.push_back(pack_layer(w.config, l, dtype, router_bf16));
+  for (const auto& l : w.layers) p.layers.push_back(pack_layer(w.config, l, how));
   for (const auto& m : w.mtp) {
     PackedMtp q;
     q.enorm = floats(m.enorm);
     q.hnorm = floats(m.hnorm);
     q.norm = floats(m.shared_head_norm);
-    q.eh_proj = stack({&m.eh_proj}, dtype);
-    q.layer = pack_layer(w.config, m.layer, dtype, router_bf16);
+    q.eh_proj = stack({&m.eh_proj}, how);
+    q.layer = pack_layer(w.config, m.layer, how);
     if (m.embed_tokens.present() && !same_bytes(m.embed_tokens, w.embed_tokens))
-      q.own_embed = stack({&m.embed_tokens}, dtype);
+      q.own_embed = stack({&m.embed_tokens}, how);
     const TensorView& main_head = w.config.tie_word_embeddings ? w.embed_tokens : w.lm_head;
     if (m.shared_head_head.present() && !same_bytes(m.shared_head_head, main_head))
-      q.own_head = stack({&m.shared_head_head}, dtype);
+      q.own_head = stack({&m.shared_head_head}, how);
     p.mtp.push_back(std::move(q));
   }
   return p;

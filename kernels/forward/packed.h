@@ -1,5 +1,6 @@
 // A model's weights as the CPU backend reads them: contiguous, aligned, in the compute dtype; norms
-// and router f32.
+// and router f32. Matrices that lie in memory like that already (ModelWeights::in_place) are read where they are; FP8
+// experts stay FP8 where the backend computes in bf16.
 #pragma once
 #include <vector>
 
@@ -11,7 +12,9 @@ namespace v3b::kern {
 
 struct Linear {  // [out, in] row-major
   int64_t out = 0, in = 0;
-  Buffer<uint8_t> data;
+  Buffer<uint8_t> data;               // empty where `borrowed` is set
+  const uint8_t* borrowed = nullptr;  // in the storage of the model's weights
+  const uint8_t* bytes() const { return borrowed != nullptr ? borrowed : data.data(); }
 };
 
 struct PackedLayer {
@@ -22,11 +25,14 @@ struct PackedLayer {
   Linear uk_t;    // [n_h, d_c, d_n]: W_UK of each head transposed, for absorption
   Linear o_proj;  // [d, n_h d_v]
   bool is_moe = false;
-  Linear gate_up, down;     // dense layers: [2f, d] gate then up; [d, f]
-  Buffer<float> router;     // [E, d] f32
-  Linear router_bf16;       // only under router_dtype=bf16
-  Buffer<float> bias;       // [E] or empty
-  Buffer<uint8_t> experts;  // gate, up, down of every expert, then the shared expert
+  Linear gate_up, down;  // dense layers: [2f, d] gate then up; [d, f]
+  Buffer<float> router;  // [E, d] f32
+  Linear router_bf16;    // only under router_dtype=bf16
+  Buffer<float> bias;    // [E] or empty
+  Buffer<uint8_t>
+      experts;  // gate, up, down of every expert, then the shared expert; empty where they lie in place
+  Buffer<float> expert_scales;  // of packed FP8 experts, in the same order
+  spec::DType expert_type = spec::DType::bf16;
   std::vector<spec::FfnPointers> expert_ptrs;
   spec::FfnPointers shared_ptrs{};
 };
@@ -39,6 +45,7 @@ struct PackedMtp {
 };
 
 struct PackedModel {
+  model::WeightsPtr source;  // what borrowed matrices lie in
   spec::DType dtype = spec::DType::bf16;
   Linear embed;  // [V, d]
   Linear head;   // [V, d]; empty: tied to embed
@@ -48,6 +55,7 @@ struct PackedModel {
   const Linear& head_or_embed() const { return head.out > 0 ? head : embed; }
 };
 
-PackedModel pack_model(const model::ModelWeights& w, spec::DType dtype, bool router_bf16);
+PackedModel pack_model(const model::WeightsPtr& w, spec::DType dtype, bool router_bf16,
+                       bool keep_fp8_experts = false, bool borrow = false);
 
 }  // namespace v3b::kern

@@ -13,6 +13,10 @@ void attention_expanded(const LayerContext& ctx, const AttentionDims& m, const P
 void attention_absorbed(const LayerContext& ctx, const AttentionDims& m, const PackedLayer& p,
                         const AttentionUnit& u, const Plan& plan, uint8_t* arena, Workspace& ws);
 
+// Latent rows ws.lat [rows, d_c + d_r], rotated, into the pages of the plan's slots.
+void write_cache(const model::ModelConfig& c, const spec::Flags& flags, spec::DType dtype,
+                 const Plan& plan, uint8_t* arena, const Workspace& ws);
+
 // out [T, d] f32 = eh_proj [enorm(e) ; hnorm(hidden)] (order: flag mtp_concat): what enters the MTP
 // module's layer (SPEC 1.25). e [T, d]: embeddings of the next tokens, rows s0 ..; row 0 is zeroed
 // where the flag mtp_zero_pos0 says so.

@@ -6,6 +6,7 @@
 #include "kernels/core/buffer.h"
 #include "kernels/forward/packed.h"
 #include "kernels/forward/page_pool.h"
+#include "kernels/forward/trace.h"
 #include "kernels/moe/moe.h"
 #include "model/backend.h"
 #include "model/rope_table.h"

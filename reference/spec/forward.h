@@ -7,6 +7,12 @@
 
 namespace v3b::spec {
 
+// steered: random weights whose routes no rounding flips. tiny_v3: the checkpoint that ships.
+enum class ForwardWeights : uint8_t { steered, tiny_v3 };
+// What is cached before the pass: tokens that were run through the model, or made-up rows (long contexts, whose prefill
+// the reference would take hours for).
+enum class ForwardContext : uint8_t { tokens, rows };
+
 struct ForwardShape {
   int64_t B = 1;           // sequences
   int64_t T = 1;           // new tokens of each
@@ -15,7 +21,10 @@ struct ForwardShape {
   int64_t d = 256, n_h = 8, d_n = 32, d_r = 16, d_v = 32, d_q = 96, d_c = 64;
   int64_t f = 512, m = 128, E = 16, N_s = 1, K = 4, G = 4, M = 2, V = 4096;
   KvFormat kv_format = KvFormat::bf16;
-  DType dtype = DType::bf16;  // compute: bf16 or f32; weights are bf16 values in both
+  ForwardContext context = ForwardContext::tokens;
+  ForwardWeights weights = ForwardWeights::steered;
+  DType w_dtype = DType::bf16;  // of the stored matrices: bf16 or f8e4m3 with block scales
+  DType dtype = DType::bf16;    // compute: bf16 or f32; weights are bf16 values in both
   template <class S, class F>
   static void visit(S& s, F&& v) {
     v("B", s.B);
@@ -39,6 +48,9 @@ struct ForwardShape {
     v("M", s.M);
     v("V", s.V);
     v("kv_format", s.kv_format);
+    v("context", s.context);
+    v("weights", s.weights);
+    v("w_dtype", s.w_dtype);
     v("dtype", s.dtype);
   }
 };
