@@ -18,7 +18,11 @@ while [ $# -gt 0 ]; do
 done
 out=${out:-build/v3bench-bundle-$preset.tar.xz}
 limit=60000000
-if [ $build = 1 ]; then scripts/build.sh "$preset"; fi
+if [ $build = 1 ]; then
+  scripts/build.sh "$preset"
+  cmake --build --preset "$preset" --target test_goldens -j "$(nproc)"
+fi
+[ -x "build/$preset/test_goldens" ] || { echo "bundle.sh: no build/$preset/test_goldens" >&2; exit 66; }
 [ -x "build/$preset/v3bench" ] || { echo "bundle.sh: no build/$preset/v3bench" >&2; exit 66; }
 [ -f build/corpus/manifest.json ] || scripts/prepare_corpus.sh
 
@@ -27,7 +31,7 @@ top=$stage/v3bench; mkdir -p "$top/lib" "$top/model" "$top/corpus"
 cmake --install "build/$preset" --prefix "$top" --component v3bench --strip > build/bundle.log
 
 # Libraries of the program, and of those libraries; glibc and the loader stay the target's.
-deps=$(LD_LIBRARY_PATH=$root/build/deps/onednn/lib ldd "$top/v3bench" | awk '$2 == "=>" {print $1, $3}')
+deps=$(LD_LIBRARY_PATH=$root/build/deps/onednn/lib ldd "$top/v3bench" "build/$preset/test_goldens" | sort -u | awk '$2 == "=>" {print $1, $3}')
 if echo "$deps" | grep -q not; then echo "bundle.sh: a library is missing here:" >&2; echo "$deps" | grep not >&2; exit 66; fi
 while read -r name path; do
   case $name in
@@ -37,6 +41,9 @@ while read -r name path; do
   strip --strip-unneeded "$top/lib/$name"
 done <<< "$deps"
 
+# transformers' logits on small checkpoints, against every backend that runs on the target.
+cp "build/$preset/test_goldens" "$top/"; strip "$top/test_goldens"
+cp -r tests/goldens "$top/"
 cp -r model/presets "$top/model/"
 mkdir "$top/model/tiny-v3"
 cp model/tiny-v3/{config.json,model.safetensors,tokenizer.model,tokenizer_config.json,README.md} "$top/model/tiny-v3/"

@@ -3,7 +3,7 @@
 # time budget; every finished row is kept, and a second call goes on where the first one ended.
 #   ./run_on_target.sh [--minutes N] [--out DIR] [--checks-only]
 # Leaves in DIR (default v3bench-results beside the current folder): bench.csv, the scenarios' CSVs, machine.json,
-# info.txt, log.txt, sanitizer.csv, hardware_runs.csv (lines for kernels/hardware_runs.csv).
+# info.txt, goldens.txt, log.txt, sanitizer.csv, hardware_runs.csv (lines for kernels/hardware_runs.csv).
 # Exit code: 0 all checks passed, 1 something failed or faulted, 4 nothing could run here (rows say why), 124 the time was
 # over before the quick checks were done.
 set -uo pipefail
@@ -70,6 +70,13 @@ if [ "$verdict" != 124 ]; then  # with the peaks: worth its seconds now that som
 fi
 # worst CODE: failures of later checks count; time that ran out does not.
 worst() { if [ "$1" != 0 ] && [ "$1" != 4 ] && [ "$1" != 124 ] && { [ "$verdict" = 0 ] || [ "$verdict" = 124 ]; }; then verdict=$1; fi; }
+if [ "$(left)" -gt 30 ] && [ -x "$here/test_goldens" ]; then
+  say "-- goldens: transformers' logits, hidden states and routes on every backend"
+  LD_LIBRARY_PATH=$here/lib V3BENCH_GOLDENS=$here/goldens V3BENCH_TINY_V3=$here/model/tiny-v3 \
+    timeout --kill-after=30 "$(left)" "$here/test_goldens" > "$out/goldens.txt" 2>&1; rc=$?
+  say "   exit code $rc, $(grep -c '^golden ' "$out/goldens.txt") lines in goldens.txt"
+  worst $rc
+fi
 if [ $checks_only = 0 ]; then
   step "bench, quick cases" bench --device cuda --quick --min-time 0.1; worst $rc
 fi

@@ -12,6 +12,7 @@
 #include <map>
 #include <set>
 
+#include "kernels/core/cuda.h"
 #include "model/backend.h"
 #include "model/weights.h"
 #include "scenarios/backend_factory.h"
@@ -39,8 +40,17 @@ struct Bound {
 };
 // reference_f64: both sides are float64 rounded to float32 (3e-8 each in norm). Others: SPEC 0.6,
 // whole model.
-const Bound kBounds[] = {
-    {"reference_f64", 1e-7}, {"reference_f32", 1e-5}, {"cpu_f32", 1e-4}, {"cpu_bf16", 3e-2}};
+// The CUDA backends where there is a device, or the emulation (V3BENCH_CUDA=emulate).
+std::vector<Bound> bounds() {
+  std::vector<Bound> b = {
+      {"reference_f64", 1e-7}, {"reference_f32", 1e-5}, {"cpu_f32", 1e-4}, {"cpu_bf16", 3e-2}};
+  const auto mode = kern::cuda_device().mode;
+  if (mode == kern::CudaMode::device || mode == kern::CudaMode::emulated) {
+    b.push_back({"cuda_f32", 1e-4});
+    b.push_back({"cuda_bf16", 3e-2});
+  }
+  return b;
+}
 // SPEC 0.1: near-ties below this may route differently in bf16. In a whole model the router's input
 // carries the error of the layers before: a flip must also be within the measured (and bounded)
 // error of the hidden states.
@@ -215,7 +225,7 @@ void run_case(const fs::path& dir, const fs::path& weights_dir, const Variant& v
   const model::ForwardOptions all{LogitsOf::all, true, true, true};
   std::vector<model::LayerRoutes> ref_routes;  // of reference_f64, with gaps
   std::vector<float> mtp_gap;
-  for (const Bound& b : kBounds) {
+  for (const Bound& b : bounds()) {
     SCOPED_TRACE(name + " " + v.file + " " + v.note + " " + b.backend);
     const double tol = std::max(b.tol, v.floor);
     const bool may_flip = tol > 1e-3;

@@ -106,7 +106,7 @@ struct Impl {
   std::vector<kern::Isa> levels = {};
   // Null: the op's. Else what SPEC 0.6 allows where this implementation's sums are made (Hopper's FP8 tensor cores keep
   // about 14 bits inside a segment) or its roundings stand (a library that rounds in between), with the derivation.
-  std::function<Tolerance(const typename Op::Shape&, Fill, const std::string&)> tolerance = nullptr;
+  std::function<Tolerance(const typename Op::Shape&, Fill, const std::string&)> tolerance;
 };
 
 // ---- type erasure: what the modes see -------------------------------------------------------------------

@@ -52,6 +52,9 @@ struct ForwardDecode {
       for (const int64_t B : {1, 8, 32})
         add(v3_layer_shape(w), B, 1024, Size::full, CacheState::cold);
       add(v3_layer_shape(w), 1, 16384, Size::full, CacheState::cold);
+      auto prompt = v3_layer_shape(w);  // for backends that take no cache rows (CUDA)
+      prompt.context = spec::ForwardContext::tokens;
+      add(prompt, 1, 64, Size::full, CacheState::cold);
     }
     c.push_back({{.B = 3, .s0 = 65, .dtype = f32}, Size::quick, true});
     c.push_back({{.B = 2, .s0 = 70, .context = spec::ForwardContext::rows, .w_dtype = f8e4m3},

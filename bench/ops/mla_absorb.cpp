@@ -100,10 +100,15 @@ struct MlaAbsorb {
 
   static std::vector<Impl<MlaAbsorb>> impls() {
     std::vector<Impl<MlaAbsorb>> v;
-    v.push_back({"cpu_auto", nullptr, [](Data& d) {
-                   return Runner{.run = [a = d.args()] { kern::mla_absorb_cpu_auto(a); },
-                                 .resolved_isa = kern::gemm_onednn_isa()};
-                 }});
+    v.push_back({"cpu_simd",
+                 nullptr,
+                 [](Data& d) {
+                   const auto a = d.args();
+                   return Runner{.run = [a] { kern::mla_absorb_cpu_simd(a); },
+                                 .resolved_isa = kern::gemm_isa(kern::head_products(a).g)};
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
     v.push_back(cuda_impl<MlaAbsorb>(
         "cuda_mma",
         [](const Shape& s) {

@@ -273,13 +273,15 @@ void run_split(const GemmArgs& g, int64_t count, int64_t sa, int64_t sb, int64_t
 
 }  // namespace
 
-void gemm_onednn(const GemmArgs& g) noexcept {
-  try {
-    run_split(g, 1, 0, 0, 0, num_threads());  // the library's own choice of threads
+void gemm_batched_onednn(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c) noexcept {
+  try {  // the library's own choice of threads
+    run_split(g, count, stride_a, stride_b, stride_c, num_threads());
   } catch (const std::exception& e) {
     die(g, e.what());
   }
 }
+void gemm_onednn(const GemmArgs& g) noexcept { gemm_batched_onednn(g, 1, 0, 0, 0); }
 
 std::string gemm_onednn_isa() {
   (void)cpu_engine();

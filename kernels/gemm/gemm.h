@@ -36,6 +36,8 @@ std::string gemm_isa(const GemmArgs& g);  // what gemm() dispatches to for this 
 
 // The same through oneDNN: the baseline's form, operands as they lie. It chooses its level once a process.
 void gemm_onednn(const GemmArgs& g) noexcept;
+void gemm_batched_onednn(const GemmArgs& g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c) noexcept;
 // A linear layer (trans_b, not trans_a, not accumulating) as a user of oneDNN would run it: the weight reordered once
 // into the layout that the library asks for, a second copy.
 class OnednnLinear {

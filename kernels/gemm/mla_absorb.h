@@ -25,7 +25,7 @@ inline HeadProducts head_products(const spec::MlaAbsorbArgs& a) {
 }
 
 // What the decode step calls.
-void mla_absorb_cpu_auto(const spec::MlaAbsorbArgs& a) noexcept;
+void mla_absorb_cpu_simd(const spec::MlaAbsorbArgs& a) noexcept;
 // Baseline: oneDNN alone.
 void mla_absorb_cpu_onednn(const spec::MlaAbsorbArgs& a) noexcept;
 

@@ -235,7 +235,7 @@ def measure(a, cases, python):
             row = {k: "" for k in columns}
             row.update({k: ours[k] for k in ("schema_version", "run_id", "commit", "dirty", "machine", "device", "op",
                                              "case", "dtype", "cache_state", "flop", "bytes")})
-            row.update(impl=f"{case['op']}.cpu_{p}", resolved_isa=workers[p].what, status=status, reason=note,
+            row.update(impl=f"{case['op']}.cpu_{p}", resolved_isa=workers[p].what, status=status, reason=note, peer="1",
                        params=common + f";tolerance={TOLERANCE}", rel_fro_err="" if rel is None else repr(rel),
                        err_over_bound="" if rel is None else repr(rel / TOLERANCE), utc_time=now(),
                        repro=f"scripts/peers/run.py --cases {case['op'][8:]}:{case['B']}:{case['s0'] or case['T']}")

@@ -2,7 +2,7 @@
 
 namespace v3b::kern {
 
-void mla_absorb_cpu_auto(const spec::MlaAbsorbArgs& a) noexcept {
+void mla_absorb_cpu_simd(const spec::MlaAbsorbArgs& a) noexcept {
   const HeadProducts p = head_products(a);
   gemm_batched(p.g, p.count, p.stride_a, p.stride_b, p.stride_c);
 }
