@@ -22,8 +22,10 @@ void trace_call(Trace& trace, const char* component, TraceShape shape, TraceKeep
                 const std::function<void()>& call) {
   TraceCall c;
   c.component = component;
-  for (const auto& [key, value] : shape)
-    c.shape += (c.shape.empty() ? "" : ",") + std::string(key) + "=" + std::to_string(value);
+  for (const auto& [key, value] : shape) {
+    if (!c.shape.empty()) c.shape += ',';
+    c.shape.append(key).append("=").append(std::to_string(value));
+  }
   std::vector<char> kept(trace.repetitions > 0 ? static_cast<size_t>(keep.bytes) : 0);
   if (!kept.empty()) std::memcpy(kept.data(), keep.data, kept.size());
   for (int i = 0; i < trace.repetitions; ++i) {
