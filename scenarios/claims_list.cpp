@@ -73,7 +73,7 @@ const std::vector<Claim>& published_claims() {
       {"32", "MaxVio of V3", "none published", "TR shows heat maps only", "", "-",
        "nothing to compare with; the shipped model's own is in expert_load.csv"},
       {"33", "no token is dropped", "training and inference", "TR", "", "R",
-       "a statement about V3's service; no backend here has a capacity limit"},
+       "a statement about V3's service; what a capacity costs here is in expert_load.csv"},
       {"34", "YaRN extends the context", "4K -> 32K -> 128K", "TR 4.3",
        "2 phases x 1000 steps, s = 40", "R", ""},
       {"35", "past the trained length YaRN beats NTK beats PI", "6.04, 6.24, 8.07 at 10240",
