@@ -43,6 +43,6 @@ else
   "$v3bench" closure --full --out "$out" > "$out/closure.log" || status=1
 fi
 # What the table shows comes from the files alone.
-{ "$v3bench" table "$out"; if [ $peers = 1 ]; then echo; echo "# The whole model beside its peers"; echo; "$v3bench" table "$out/peers/bench.csv"; fi; } > "$out/TABLES.md"
+{ "$v3bench" table "$out"; if [ $peers = 1 ]; then echo; echo "# The whole model beside its peers"; echo; "$v3bench" table "$out/peers/bench.csv"; fi; } | tr -s ' ' > "$out/TABLES.md"
 echo "$out/TABLES.md: $((SECONDS - started)) s in all"
 exit $status
