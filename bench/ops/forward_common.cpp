@@ -22,8 +22,7 @@ namespace {
 constexpr double kBigModel = 0x1p28;
 // The shipped model's routers are not steered: scores nearer to a tie than this may come out the other way in bf16.
 constexpr double kShippedGap = 2e-2;
-constexpr int64_t kFewRows = 8;       // of the shipped model: nearly all may lie near a tie
-constexpr double kOtherExpert = 0.3;  // what one other expert at a tie comes to in a row
+constexpr int64_t kFewRows = 8;  // of the shipped model: no neighbours to look at
 constexpr double kSteeredGap = 1e-2;
 constexpr uint64_t kShippedSeed = 1;
 
@@ -243,11 +242,17 @@ Expected forward_reference(const ForwardData& d) {
   if (shipped) {  // rows that come near a tie anywhere are known from the reference alone, and not judged
     hidden.skip.assign(hidden.values.size(), 0);
     logits.skip.assign(logits.values.size(), 0);
-    for (size_t i = 0; i < least.size() && d.shape.B * rows >= kFewRows; ++i)
-      if (least[i] < routes.route_gap_bound)
-        std::fill_n(hidden.skip.begin() + int64_t(i) * d.shape.d, d.shape.d, uint8_t{1});
-    for (int64_t b = 0; b < d.shape.B && d.shape.B >= kFewRows; ++b)
-      if (least[size_t((b + 1) * rows - 1)] < routes.route_gap_bound)
+    const auto near_tie = [&](int64_t row) {
+      return least[static_cast<size_t>(row)] < routes.route_gap_bound;
+    };
+    // Where fewer than an eighth of the rows would be left, all are judged: a check of too few proves nothing.
+    int64_t ties = 0, last_ties = 0;
+    for (int64_t i = 0; i < d.shape.B * rows; ++i) ties += near_tie(i);
+    for (int64_t b = 0; b < d.shape.B; ++b) last_ties += near_tie((b + 1) * rows - 1);
+    for (int64_t i = 0; i < d.shape.B * rows && 8 * ties <= 7 * d.shape.B * rows; ++i)
+      if (near_tie(i)) std::fill_n(hidden.skip.begin() + i * d.shape.d, d.shape.d, uint8_t{1});
+    for (int64_t b = 0; b < d.shape.B && 8 * last_ties <= 7 * d.shape.B; ++b)
+      if (near_tie((b + 1) * rows - 1))
         std::fill_n(logits.skip.begin() + b * d.shape.V, d.shape.V, uint8_t{1});
   }
   Expected e;
@@ -303,12 +308,10 @@ Tolerance forward_tolerance(const spec::ForwardShape& s, ForwardWhat what,
   // small models take 6.4e-3. An element is within six deviations.
   const bool bf16 = s.dtype == spec::DType::bf16;
   if (s.weights == spec::ForwardWeights::tiny_v3 && bf16) {
-    // Nothing dominates a trained model's stream: SPEC 0.6's bound for a whole model. Too few rows to leave out those
-    // near a tie: one of them may have taken another expert.
+    // Nothing dominates a trained model's stream: SPEC 0.6's bound for a whole model, an element within six deviations.
+    // Of many rows some look at a neighbour near a tie that took another expert; their elements may be half an RMS off.
     const int64_t rows = output == "logits" ? s.B : s.B * s.T;
-    const double fro = rows < kFewRows ? kOtherExpert : 3e-2;
-    // An element of a row that looks at a neighbour which took another expert.
-    return {.rel_fro = fro, .abs_rms = rows < kFewRows ? 1 : 0.5};
+    return {.rel_fro = 3e-2, .abs_rms = rows < kFewRows ? 6 * 3e-2 : 0.5};
   }
   const double rounds = std::sqrt(2 * double(s.L) + 1), fp8 = 3e-2;
   const double fro =
