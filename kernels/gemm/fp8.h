@@ -38,11 +38,5 @@ void fp8_widen_rows_avx512bf16(const spec::f8e4m3* q, int64_t rows, int64_t k, i
 // Columns [n0, n1) of C for all rows; few rows.
 void fp8_gemv_avx512bf16(const spec::Fp8GemmArgs& g, const spec::bf16* a, int64_t kp, int64_t n0,
                          int64_t n1) noexcept;
-// Columns [n0, min(n0+64, n)), n0 a multiple of 64, rows [m0, m1). Scratch of kFp8TileScratchBytes,
-// 64-byte aligned.
-inline constexpr int64_t kFp8TileN = 64, kFp8TileM = 384;
-inline constexpr int64_t kFp8TileScratchBytes = 64 * 64 * 4 + kFp8TileM * kFp8TileN * 4;
-void fp8_tile_avx512bf16(const spec::Fp8GemmArgs& g, const spec::bf16* a, int64_t kp, int64_t n0,
-                         int64_t m0, int64_t m1, void* scratch) noexcept;
 
 }  // namespace v3b::kern
