@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/core/cpu.h"
+#include "kernels/forward/paged_sequence.h"
 #include "kernels/forward/parts.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm_rope/rmsnorm.h"
@@ -21,29 +22,6 @@ namespace {
 using model::ForwardOptions;
 using model::ForwardResult;
 using model::LogitsOf;
-
-class CpuSequence final : public model::Sequence {
- public:
-  CpuSequence(std::shared_ptr<PagePool> main_pool, std::shared_ptr<PagePool> mtp_pool)
-      : main(std::move(main_pool)), mtp(std::move(mtp_pool)) {}
-  int64_t length() const override { return main.length(); }
-  int64_t mtp_length() const override { return mtp.length(); }
-  void truncate(int64_t n) override { cut(main, n); }
-  void mtp_truncate(int64_t n) override { cut(mtp, n); }
-  int64_t cache_bytes() const override { return main.bytes() + mtp.bytes(); }
-
-  PagedTrack main, mtp;
-  model::RopeFreqs
-      freqs;  // of the rotated keys in `main` and `mtp`; meaningful when one is not empty
-
- private:
-  static void cut(PagedTrack& t, int64_t n) {
-    if (n < 0 || n > t.length())
-      throw Error(ExitCode::usage, "cannot truncate a cache", "sequence",
-                  "0.." + std::to_string(t.length()), std::to_string(n));
-    t.shrink(n);
-  }
-};
 
 class CpuBackend final : public model::Backend {
  public:
@@ -70,7 +48,7 @@ class CpuBackend final : public model::Backend {
   std::string name() const override { return dtype_ == spec::DType::bf16 ? "cpu_bf16" : "cpu_f32"; }
   const model::ModelConfig& config() const override { return cfg_; }
   std::unique_ptr<model::Sequence> new_sequence() override {
-    return std::make_unique<CpuSequence>(main_pool_, mtp_pool_);
+    return std::make_unique<PagedSequence>(main_pool_, mtp_pool_);
   }
 
   ForwardResult forward(model::Sequence& sequence, std::span<const int32_t> ids,
@@ -83,7 +61,7 @@ class CpuBackend final : public model::Backend {
                                            const ForwardOptions& o) override {
     if (items.empty()) return {};
     for (const auto& i : items) {
-      const auto& seq = dynamic_cast<const CpuSequence&>(*i.sequence);
+      const auto& seq = dynamic_cast<const PagedSequence&>(*i.sequence);
       check_ids(i.ids, seq.main.length());
     }
     for (size_t i = 0; i < items.size(); ++i)
@@ -93,7 +71,7 @@ class CpuBackend final : public model::Backend {
     plan_.items.clear();
     int64_t longest = 0;
     for (const auto& i : items) {
-      auto& seq = dynamic_cast<CpuSequence&>(*i.sequence);
+      auto& seq = dynamic_cast<PagedSequence&>(*i.sequence);
       const int64_t T = static_cast<int64_t>(i.ids.size());
       plan_.items.push_back({&seq.main, 0, T, seq.main.length()});
       longest = std::max(longest, seq.main.length() + T);
@@ -101,7 +79,7 @@ class CpuBackend final : public model::Backend {
     if (dynamic_) {
       if (items.size() > 1)
         throw Error(ExitCode::usage, "dynamic RoPE scaling takes one sequence a call", name());
-      rotate_for(dynamic_cast<CpuSequence&>(*items[0].sequence), longest);
+      rotate_for(dynamic_cast<PagedSequence&>(*items[0].sequence), longest);
     }
     extend_rope(longest);
     make_plan(cfg_, options_.absorbed_prefill, plan_);
@@ -130,7 +108,7 @@ class CpuBackend final : public model::Backend {
     if (packed_.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
     model::check_single_mtp(cfg_, name());
-    auto& seq = dynamic_cast<CpuSequence&>(sequence);
+    auto& seq = dynamic_cast<PagedSequence&>(sequence);
     const PackedMtp& m = packed_.mtp[0];
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp.length(),
                   d = cfg_.hidden_size;
@@ -160,7 +138,7 @@ class CpuBackend final : public model::Backend {
   }
 
   void append_rows(model::Sequence& sequence, int64_t n, const model::CacheRows& rows) override {
-    auto& seq = dynamic_cast<CpuSequence&>(sequence);
+    auto& seq = dynamic_cast<PagedSequence&>(sequence);
     const int64_t s0 = seq.main.length(), d_c = cfg_.kv_lora_rank, d_r = cfg_.qk_rope_head_dim,
                   e = spec::dtype_bytes(dtype_), row = d_c + d_r;
     if (n < 1 || s0 + n > room_ || dynamic_)
@@ -205,7 +183,7 @@ class CpuBackend final : public model::Backend {
 
   // Dynamic scalings: the frequencies of this length; rows that are already rotated must agree with
   // them.
-  void rotate_for(CpuSequence& seq, int64_t length) {
+  void rotate_for(PagedSequence& seq, int64_t length) {
     const model::RopeFreqs now = model::rope_freqs(cfg_, options_.flags, length);
     const bool empty = seq.main.length() == 0 && seq.mtp.length() == 0;
     if (!empty && (now.inv_freq != seq.freqs.inv_freq ||

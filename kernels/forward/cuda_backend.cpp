@@ -28,7 +28,7 @@ class CudaBackend final : public model::Backend {
   }
   const model::ModelConfig& config() const override { return m.cfg; }
   std::unique_ptr<model::Sequence> new_sequence() override {
-    return std::make_unique<CudaSequence>(m.main_pool, m.mtp_pool);
+    return std::make_unique<PagedSequence>(m.main_pool, m.mtp_pool);
   }
 
   ForwardResult forward(model::Sequence& sequence, std::span<const int32_t> ids,
@@ -44,7 +44,7 @@ class CudaBackend final : public model::Backend {
     plan_.items.clear();
     int64_t longest = 0;
     for (size_t i = 0; i < items.size(); ++i) {
-      auto& seq = dynamic_cast<CudaSequence&>(*items[i].sequence);
+      auto& seq = dynamic_cast<PagedSequence&>(*items[i].sequence);
       check_ids(items[i].ids, seq.main.length());
       for (size_t j = 0; j < i; ++j)
         if (items[i].sequence == items[j].sequence)
@@ -57,7 +57,7 @@ class CudaBackend final : public model::Backend {
     if (m.dynamic_rope) {
       if (items.size() > 1)
         throw Error(ExitCode::usage, "dynamic RoPE scaling takes one sequence a call", name());
-      m.rotate_for(dynamic_cast<CudaSequence&>(*items[0].sequence), longest);
+      m.rotate_for(dynamic_cast<PagedSequence&>(*items[0].sequence), longest);
     }
     const DevicePlan dp = m.upload_plan(plan_, longest, *m.main_arena, ids, plan_buffer_);
     m.ws.h.reserve(dp.rows * m.cfg.hidden_size * 4);
@@ -76,7 +76,7 @@ class CudaBackend final : public model::Backend {
     if (m.weights.mtp.empty())
       throw Error(ExitCode::usage, "this checkpoint has no MTP module", name());
     model::check_single_mtp(m.cfg, name());
-    auto& seq = dynamic_cast<CudaSequence&>(sequence);
+    auto& seq = dynamic_cast<PagedSequence&>(sequence);
     const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = seq.mtp.length(),
                   d = m.cfg.hidden_size;
     check_ids(next_ids, s0);

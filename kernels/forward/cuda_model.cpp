@@ -10,13 +10,6 @@
 
 namespace v3b::kern {
 
-void CudaSequence::cut(PagedTrack& t, int64_t n) {
-  if (n < 0 || n > t.length())
-    throw Error(ExitCode::usage, "cannot truncate a cache", "sequence",
-                "0.." + std::to_string(t.length()), std::to_string(n));
-  t.shrink(n);
-}
-
 CudaModel::CudaModel(model::WeightsPtr w, spec::DType d, const model::BackendOptions& o)
     : options(o),
       cfg(w->config),
@@ -49,7 +42,7 @@ void CudaModel::extend_rope(int64_t n) {
   rope_positions_ = positions;
 }
 
-void CudaModel::rotate_for(CudaSequence& seq, int64_t length) {
+void CudaModel::rotate_for(PagedSequence& seq, int64_t length) {
   const model::RopeFreqs now = model::rope_freqs(cfg, options.flags, length);
   const auto differ = [&](const model::RopeFreqs& f) {
     return now.inv_freq != f.inv_freq || now.cos_sin_multiplier != f.cos_sin_multiplier;

@@ -6,26 +6,11 @@
 
 #include "kernels/forward/cuda_arena.h"
 #include "kernels/forward/cuda_pass.h"
+#include "kernels/forward/paged_sequence.h"
 #include "model/backend.h"
 #include "model/rope_table.h"
 
 namespace v3b::kern {
-
-class CudaSequence final : public model::Sequence {
- public:
-  CudaSequence(std::shared_ptr<PagePool> main_pool, std::shared_ptr<PagePool> mtp_pool)
-      : main(std::move(main_pool)), mtp(std::move(mtp_pool)) {}
-  int64_t length() const override { return main.length(); }
-  int64_t mtp_length() const override { return mtp.length(); }
-  void truncate(int64_t n) override { cut(main, n); }
-  void mtp_truncate(int64_t n) override { cut(mtp, n); }
-  int64_t cache_bytes() const override { return main.bytes() + mtp.bytes(); }
-  PagedTrack main, mtp;
-  model::RopeFreqs freqs;  // dynamic scalings: of the rows in the caches
-
- private:
-  static void cut(PagedTrack& t, int64_t n);
-};
 
 class CudaModel {
  public:
@@ -34,7 +19,7 @@ class CudaModel {
   // Tables for positions below n; not during a capture.
   void extend_rope(int64_t n);
   // Dynamic scalings: the frequencies of this length. Throws Error(usage) where cached rows have others.
-  void rotate_for(CudaSequence& seq, int64_t length);
+  void rotate_for(PagedSequence& seq, int64_t length);
   // Pages for the new rows of plan.items, tables for `longest` positions, and everything that the kernels read of the
   // plan in one upload into `buffer`.
   DevicePlan upload_plan(Plan& plan, int64_t longest, CudaArena& arena,

@@ -123,7 +123,7 @@ CudaDecodeResult cuda_decode_greedy(model::Backend& backend,
   std::vector<int32_t> tables, mtp_tables;
   int32_t last_page = 0, last_mtp_page = 0;
   for (const auto& q : sequences) {
-    auto& seq = dynamic_cast<CudaSequence&>(*q);
+    auto& seq = dynamic_cast<PagedSequence&>(*q);
     const auto take = [&](PagedTrack& t, std::vector<int32_t>& all, int32_t& last) {
       t.reserve(most);
       all.insert(all.end(), t.blocks().begin(), t.blocks().begin() + s.max_blocks);

@@ -14,7 +14,7 @@ CudaReplay::CudaReplay(model::Backend& backend, std::span<const model::BatchItem
   std::vector<int32_t> ids;
   int64_t longest = 0;
   for (const auto& item : items) {
-    auto& track = dynamic_cast<CudaSequence&>(*item.sequence).main;
+    auto& track = dynamic_cast<PagedSequence&>(*item.sequence).main;
     const int64_t T = static_cast<int64_t>(item.ids.size());
     plan_.items.push_back({&track, 0, T, track.length()});
     longest = std::max(longest, track.length() + T);
@@ -29,7 +29,7 @@ CudaReplay::CudaReplay(model::Backend& backend, std::span<const model::BatchItem
 CudaReplay::CudaReplay(model::Backend& backend, model::Sequence& sequence,
                        std::span<const int32_t> next_ids, std::span<const float> hidden)
     : m_(cuda_model_of(backend)), mtp_(true) {
-  auto& track = dynamic_cast<CudaSequence&>(sequence).mtp;
+  auto& track = dynamic_cast<PagedSequence&>(sequence).mtp;
   const int64_t T = static_cast<int64_t>(next_ids.size()), s0 = track.length();
   if (m_.dynamic_rope || m_.weights.mtp.empty() || T == 0 ||
       static_cast<int64_t>(hidden.size()) != T * m_.cfg.hidden_size)

@@ -82,38 +82,6 @@ void gemv_tile(const spec::Fp8GemmArgs& g, const WidenTables& t, const bf16* a, 
   }
 }
 
-// One activation row: it stays in registers for a block while NB weight rows go by; the same sums
-// in the same order as gemv_tile.
-template <int NB>
-void gemv_row(const spec::Fp8GemmArgs& g, const WidenTables& t, const bf16* a, int64_t kp,
-              int64_t n0) noexcept {
-  const int64_t kb = kp / kBlock;
-  __m512 acc[NB];
-  for (int j = 0; j < NB; ++j) acc[j] = _mm512_setzero_ps();
-  for (int64_t b = 0; b < kb; ++b) {
-    const bf16* row = a + b * kBlock;
-    const __m512i a0 = _mm512_loadu_si512(row), a1 = _mm512_loadu_si512(row + 32),
-                  a2 = _mm512_loadu_si512(row + 64), a3 = _mm512_loadu_si512(row + 96);
-    const int64_t left = g.k - b * kBlock;
-    for (int j = 0; j < NB; ++j) {
-      const f8e4m3* q = g.qb + (n0 + j) * g.k + b * kBlock;
-      __m512i c0, c1, w0, w1;
-      if (left >= kBlock) {
-        c0 = _mm512_loadu_si512(q), c1 = _mm512_loadu_si512(q + 64);
-      } else {
-        c0 = load_codes(q, left), c1 = load_codes(q + 64, left - 64);
-      }
-      widen_in_order(t, c0, w0, w1);
-      __m512 part = dot(dot(_mm512_setzero_ps(), a0, w0), a1, w1);
-      widen_in_order(t, c1, w0, w1);
-      part = dot(dot(part, a2, w0), a3, w1);
-      acc[j] =
-          _mm512_fmadd_ps(part, _mm512_set1_ps(g.sa[b] * g.sb[(n0 + j) / kBlock * kb + b]), acc[j]);
-    }
-  }
-  for (int j = 0; j < NB; ++j) put(g, 0, n0 + j, _mm512_reduce_add_ps(acc[j]));
-}
-
 template <int NB>
 void gemv_column(const spec::Fp8GemmArgs& g, const WidenTables& t, const bf16* a, int64_t kp,
                  int64_t n0) noexcept {
@@ -164,9 +132,6 @@ void fp8_gemv_avx512bf16(const spec::Fp8GemmArgs& g, const bf16* a, int64_t kp, 
                          int64_t n1) noexcept {
   const WidenTables t = load_widen_tables();
   int64_t n = n0;
-  if (g.m == 1) {
-    for (; n + 8 <= n1; n += 8) gemv_row<8>(g, t, a, kp, n);
-  }
   for (; n + 2 <= n1; n += 2) gemv_column<2>(g, t, a, kp, n);
   for (; n < n1; ++n) gemv_column<1>(g, t, a, kp, n);
 }
