@@ -10,6 +10,7 @@
 #include "kernels/core/buffer.h"
 #include "kernels/core/cpu.h"
 #include "kernels/gemm/fp8.h"
+#include "kernels/gemm/packed_linear.h"
 #include "kernels/gemm/packed_weight.h"
 
 namespace v3b {
@@ -211,6 +212,70 @@ TEST(PackedWeight, EveryCode) {
       }
     }
   });
+}
+
+// The whole product with the team: output types, adding, tails, rows beyond a block, one and several threads.
+TEST(PackedWeight, Linear) {
+  struct Case {
+    DType w, x, c;
+    int64_t m, n, k;
+    bool add;
+  };
+  const Case cases[] = {
+      {DType::bf16, DType::bf16, DType::f32, 1, 256, 96, false},
+      {DType::bf16, DType::f32, DType::f32, 1, 256, 96, true},
+      {DType::bf16, DType::bf16, DType::bf16, 3, 1003, 516, false},
+      {DType::bf16, DType::bf16, DType::f32, 70, 403, 316, true},
+      {DType::bf16, DType::bf16, DType::bf16, 530, 83, 140, false},
+      {DType::bf16, DType::f32, DType::f32, 530, 83, 140, true},
+      {DType::f32, DType::f32, DType::f32, 17, 600, 700, true},
+      {DType::f8e4m3, DType::f8e4m3, DType::bf16, 5, 1003, 516, false},
+      {DType::f8e4m3, DType::f8e4m3, DType::f32, 530, 83, 140, true},
+      {DType::bf16, DType::bf16, DType::f32, 4, 20, 0, false},
+      {DType::bf16, DType::bf16, DType::f32, 0, 20, 30, false},
+  };
+  const int before = kern::num_threads();
+  for (const int threads : {1, 2, 3}) {
+    kern::set_num_threads(threads);
+    at_all_levels([&](Path path) {
+      if (path == Path::amx_emulated) return;
+      for (const Case& t : cases) {
+        SCOPED_TRACE(std::string(kern::isa_name(kern::best_isa())) + " w " + spec::dtype_name(t.w) +
+                     " c " + spec::dtype_name(t.c) + " m" + std::to_string(t.m) + " n" +
+                     std::to_string(t.n) + " k" + std::to_string(t.k));
+        const bool codes = t.x == DType::f8e4m3;
+        const Matrix w(t.w, t.n, t.k, 0, 1), x(t.x, t.m, t.k, 2, 2, t.x == DType::f32);
+        const int64_t blocks = (t.k + 127) / 128;
+        const auto sw = scales((t.n + 127) / 128 * blocks + 1, 3), sx = scales(t.m * blocks + 1, 4);
+        const kern::PackedMatrix packed({t.w, w.data(), w.ld, false, t.n, t.k},
+                                        codes ? sw.data() : nullptr);
+        Matrix c(t.c, t.m, t.n, 6, 5);
+        const Matrix was = c;
+        kern::packed_linear(packed.view(), {t.x, x.data(), x.ld, nullptr, t.m, t.k},
+                            {c.data(), c.ld, t.c, t.add}, codes ? sx.data() : nullptr);
+        for (int64_t i = 0; i < t.m; ++i) {
+          for (int64_t n = 0; n < t.n; ++n) {
+            double want = 0, size = 0;
+            for (int64_t k = 0; k < t.k; ++k) {
+              double v = x.at(i, k) * w.at(n, k);
+              if (codes)
+                v *= static_cast<double>(sx[static_cast<size_t>(i * blocks + k / 128)]) *
+                     static_cast<double>(sw[static_cast<size_t>(n / 128 * blocks + k / 128)]);
+              want += v, size += v * v;
+            }
+            if (t.add) want += was.at(i, n);
+            const double bound = 8 * 0x1p-24 * std::sqrt(size * static_cast<double>(t.k)) +
+                                 (t.c == DType::bf16 ? 0x1p-8 * 1.01 : 0x1p-22) * std::abs(want);
+            ASSERT_TRUE(std::abs(c.at(i, n) - want) <= bound)
+                << "row " << i << " output " << n << ": " << c.at(i, n) << " not " << want;
+          }
+          for (int64_t n = t.n; n < c.ld; ++n)
+            ASSERT_TRUE(std::isnan(c.at(i, n))) << "wrote beyond the outputs";
+        }
+      }
+    });
+  }
+  kern::set_num_threads(before);
 }
 
 }  // namespace
