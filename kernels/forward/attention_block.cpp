@@ -113,16 +113,12 @@ void write_cache(const model::ModelConfig& c, const spec::Flags& flags, spec::DT
 
 void linear(spec::DType dtype, const Linear& w, int64_t M, const void* x, int64_t ldx, void* y,
             int64_t ldy, spec::DType y_type, bool accumulate) {
-  GemmArgs g;
-  g.M = M, g.N = w.out, g.K = w.in;
-  g.a = x, g.lda = ldx;
-  g.b = w.bytes(), g.ldb = w.in;
-  g.c = y, g.ldc = ldy;
-  g.ab_type = dtype, g.c_type = y_type;
-  g.accumulate = accumulate;
   const int64_t c_bytes = accumulate ? ((M - 1) * ldy + w.out) * spec::dtype_bytes(y_type) : 0;
   traced("gemm", {{"m", M}, {"n", w.out}, {"k", w.in}, {"accumulate", accumulate ? 1 : 0}},
-         {y, c_bytes}, [&] { gemm(g); });
+         {y, c_bytes}, [&] {
+           packed_linear(w.packed.view(), {dtype, x, ldx, nullptr, M, w.in},
+                         {y, ldy, y_type, accumulate});
+         });
 }
 
 void run_attention(const LayerContext& ctx, const PackedLayer& p, uint8_t* arena, const Plan& plan,

@@ -187,4 +187,25 @@ PackedModel pack_model(const model::WeightsPtr& weights, spec::DType dtype, bool
   return p;
 }
 
+void pack_for_cpu(PackedModel& p) {
+  const auto pack = [&](Linear& l, bool keep_rows = false) {
+    if (l.out == 0) return;
+    l.packed = PackedMatrix({p.dtype, l.bytes(), l.in, false, l.out, l.in});
+    if (keep_rows) return;
+    l.data = {};
+    l.borrowed = nullptr;
+  };
+  const auto pack_all = [&](PackedLayer& l) {
+    for (Linear* m : {&l.a_proj, &l.q_b, &l.o_proj, &l.gate_up, &l.down}) pack(*m);
+    pack(l.kv_b, true);  // the absorbed products read the rows of W_UV
+  };
+  pack(p.embed.out > 0 && p.head.out == 0 ? p.embed : p.head, p.head.out == 0);
+  for (PackedLayer& l : p.layers) pack_all(l);
+  for (PackedMtp& m : p.mtp) {
+    pack(m.eh_proj);
+    pack(m.own_head);
+    pack_all(m.layer);
+  }
+}
+
 }  // namespace v3b::kern

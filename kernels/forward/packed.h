@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/core/buffer.h"
+#include "kernels/gemm/packed_linear.h"
 #include "model/weights.h"
 #include "reference/spec/moe_experts.h"
 
@@ -14,6 +15,7 @@ struct Linear {  // [out, in] row-major
   int64_t out = 0, in = 0;
   Buffer<uint8_t> data;               // empty where `borrowed` is set
   const uint8_t* borrowed = nullptr;  // in the storage of the model's weights
+  PackedMatrix packed;                // after pack_for_cpu(); then bytes() only where rows are read
   const uint8_t* bytes() const { return borrowed != nullptr ? borrowed : data.data(); }
 };
 
@@ -57,5 +59,9 @@ struct PackedModel {
 
 PackedModel pack_model(const model::WeightsPtr& w, spec::DType dtype, bool router_bf16,
                        bool keep_fp8_experts = false, bool borrow = false);
+// Packs the matrices for the CPU's products, on the threads that will read them, and lets go of the row-major copies
+// that nothing else reads. Borrowed ones stay in the model's storage: pages of a mapped checkpoint that the system can
+// take back.
+void pack_for_cpu(PackedModel& p);
 
 }  // namespace v3b::kern
