@@ -14,6 +14,7 @@
 
 #include "kernels/core/cpu.h"
 #include "kernels/moe/moe.h"
+#include "kernels/moe/packed_experts.h"
 #include "reference/moe.h"
 
 namespace {
@@ -166,11 +167,21 @@ struct Layer {
 
 using Kernel = void (*)(const spec::MoeExpertsArgs&, kern::MoeScratch&) noexcept;
 
+kern::PackedExperts pack(const spec::MoeExpertsArgs& a) {
+  return {{a.d, a.m, a.E, a.shared_m, a.w_dtype}, a.experts, a.shared};
+}
+void cpu_packed(const spec::MoeExpertsArgs& a, kern::MoeScratch& s) noexcept {
+  const kern::PackedExperts w = pack(a);
+  spec::MoeExpertsArgs rest = a;
+  rest.experts = nullptr, rest.shared = {};
+  kern::moe_experts_cpu_packed(rest, w, s);
+}
+
 // Elements against float64 on the stored operands, by norm and one by one.
-void expect_close(Layer& l, Kernel kernel) {
+void expect_close(Layer& l, Kernel kernel, const char* name) {
   SCOPED_TRACE("T" + std::to_string(l.T) + " d" + std::to_string(l.d) + " m" + std::to_string(l.m) +
                " E" + std::to_string(l.E) + " K" + std::to_string(l.K) + " " +
-               spec::dtype_name(l.xt) + " x " + spec::dtype_name(l.wt));
+               spec::dtype_name(l.xt) + " x " + spec::dtype_name(l.wt) + " " + name);
   kern::MoeScratch scratch;
   kernel(l.args(), scratch);
   const auto expected = l.reference();
@@ -194,6 +205,10 @@ void expect_close(Layer& l, Kernel kernel) {
   }
   EXPECT_LE(std::sqrt(err / norm), total);
 }
+void expect_close(Layer& l) {
+  expect_close(l, kern::moe_experts_cpu_simd, "cpu_simd");
+  if (kern::PackedExperts::supports(l.xt, l.wt)) expect_close(l, cpu_packed, "cpu_packed");
+}
 
 constexpr std::pair<DType, DType> kPairs[] = {
     {DType::f32, DType::f32},    {DType::bf16, DType::bf16}, {DType::bf16, DType::f8e4m3},
@@ -204,28 +219,28 @@ TEST(MoeKernel, AllTypesAndSizes) {
     for (const int64_t T : {1, 2, 9, 50}) {
       Layer tiny(T, 256, 80, 8, 4, 80, xt, wt);
       tiny.poison_unchosen();
-      expect_close(tiny, kern::moe_experts_cpu_simd);
+      expect_close(tiny);
       Layer odd(T, 203, 37, 5, 2, 0, xt, wt);
-      expect_close(odd, kern::moe_experts_cpu_simd);
+      expect_close(odd);
       Layer blocks(T, 384, 260, 3, 2, 130, xt, wt);
-      expect_close(blocks, kern::moe_experts_cpu_simd);
+      expect_close(blocks);
     }
 }
 
 TEST(MoeKernel, ManyRows) {
   for (const auto& [xt, wt] : kPairs) {
     Layer l(700, 144, 72, 4, 2, 40, xt, wt);  // beyond the row chunk and the token chunk
-    expect_close(l, kern::moe_experts_cpu_simd);
+    expect_close(l);
   }
 }
 
 TEST(MoeKernel, UnevenLoads) {
   for (const auto& [xt, wt] : kPairs) {
     Layer l(300, 96, 48, 24, 3, 0, xt, wt, 1);  // expert 0 takes every token, others a few
-    expect_close(l, kern::moe_experts_cpu_simd);
+    expect_close(l);
     Layer one(40, 64, 64, 6, 1, 0, xt, wt, 1);
     one.poison_unchosen();
-    expect_close(one, kern::moe_experts_cpu_simd);
+    expect_close(one);
   }
 }
 
@@ -234,7 +249,7 @@ TEST(MoeKernel, UnusedSlots) {
     Layer l(20, 64, 32, 6, 3, 0, xt, wt);
     for (size_t i = 0; i < l.idx.size(); i += 2) l.idx[i] = -1;
     for (int64_t k = 0; k < l.K; ++k) l.idx[7 * l.K + k] = -1;  // a token without any expert
-    expect_close(l, kern::moe_experts_cpu_simd);
+    expect_close(l);
     for (int64_t j = 0; j < l.d; ++j) EXPECT_EQ(get(l.y.data(), xt, 7 * l.d + j), 0.0);
   }
 }
@@ -244,8 +259,47 @@ TEST(MoeKernel, OneDnnComposition) {
     for (const int64_t T : {1, 9, 70}) {
       Layer l(T, 256, 80, 16, 4, 80, xt, wt);
       l.poison_unchosen();
-      expect_close(l, kern::moe_experts_cpu_onednn);
+      expect_close(l, kern::moe_experts_cpu_onednn, "cpu_onednn");
     }
+}
+
+// What packed experts are given by the router at worst: nobody, everybody, dropped slots, the shared expert alone.
+TEST(MoeKernel, RaggedRoutes) {
+  for (const auto& [xt, wt] : {kPairs[0], kPairs[1], kPairs[2]})
+    for (const int64_t T : {1, 6, 37, 530}) {
+      Layer l(T, 96, 56, 5, 2, 40, xt, wt);
+      for (int64_t t = 0; t < T; ++t) l.idx[t * 2] = 3, l.idx[t * 2 + 1] = -1;  // all at one
+      l.poison_unchosen();
+      expect_close(l);
+      for (int64_t t = 0; t < T; t += 3) l.idx[t * 2] = -1;  // its tokens lie apart
+      l.idx[T * 2 - 1] = 4;                                  // one at another
+      Layer apart = l;
+      std::mt19937_64 rng(5);
+      apart.experts[4] = Expert(96, 56, wt, rng);
+      expect_close(apart);
+      std::fill(l.idx.begin(), l.idx.end(), -1);
+      l.poison_unchosen();
+      expect_close(l);  // the shared one alone
+    }
+}
+
+// Filled one by one, in any order, and the source released: what pack() has taken is all that is read.
+TEST(MoeKernel, PackedExpertsOwnWhatTheyRead) {
+  for (const auto& [xt, wt] : {kPairs[0], kPairs[1], kPairs[2]}) {
+    Layer l(9, 256, 140, 6, 2, 80, xt, wt);
+    const auto a = l.args();
+    kern::MoeScratch s;
+    cpu_packed(a, s);
+    const auto expected = l.y;
+    kern::PackedExperts w({a.d, a.m, a.E, a.shared_m, a.w_dtype});
+    for (int64_t e = a.E; e >= 0; --e) {
+      w.pack(e, e < a.E ? a.experts[e] : a.shared);
+      for (Matrix* v : {&l.experts[e].gate, &l.experts[e].up, &l.experts[e].down}) v->poison();
+    }
+    EXPECT_GE(w.bytes(), (3 * 256 * 140 * 6 + 3 * 256 * 80) * spec::dtype_bytes(wt));
+    kern::moe_experts_cpu_packed(l.args(), w, s);
+    EXPECT_EQ(l.y, expected);
+  }
 }
 
 std::vector<uint8_t> bits(Layer& l, kern::MoeScratch& s) {
@@ -267,6 +321,29 @@ TEST(MoeKernel, SameBitsOnAnyThreadCountAndAgain) {
 #pragma omp parallel num_threads(2)
 #pragma omp single
       EXPECT_EQ(bits(l, s), one);  // a caller that is parallel already
+    }
+  omp_set_num_threads(before);
+}
+TEST(MoeKernel, PackedGivesTheSameBitsOnAnyThreadCount) {
+  const int before = omp_get_max_threads();
+  for (const auto& [xt, wt] : {kPairs[0], kPairs[1], kPairs[2]})
+    for (const int64_t T : {1, 3, 300}) {
+      Layer l(T, 512, 400, 16, 4, 144, xt, wt);  // large enough for a team at one token
+      const auto w = pack(l.args());
+      kern::MoeScratch s;
+      const auto run = [&] {
+        kern::moe_experts_cpu_packed(l.args(), w, s);
+        return l.y;
+      };
+      omp_set_num_threads(1);
+      const auto one = run();
+      for (const int threads : {2, 3, 7, 3}) {
+        omp_set_num_threads(threads);
+        EXPECT_EQ(run(), one) << threads;
+      }
+#pragma omp parallel num_threads(2)
+#pragma omp single
+      EXPECT_EQ(run(), one);  // a caller that is parallel already
     }
   omp_set_num_threads(before);
 }
@@ -315,6 +392,27 @@ TEST(MoeKernel, SteadyStateAllocatesNothing) {
   }
 }
 
+TEST(MoeKernel, PackedSteadyStateAllocatesNothing) {
+  for (const auto& [xt, wt] : {kPairs[0], kPairs[1], kPairs[2]}) {
+    SCOPED_TRACE(spec::dtype_name(wt));
+    Layer big(40, 256, 80, 16, 4, 80, xt, wt), small(2, 256, 80, 16, 4, 80, xt, wt);
+    const auto a = big.args(), b = small.args();
+    const auto w = pack(a);
+    kern::MoeScratch s;
+    const auto both = [&] {
+      kern::moe_experts_cpu_packed(a, w, s);
+      kern::moe_experts_cpu_packed(b, w, s);
+    };
+    both();
+    const int64_t news = allocations;
+    const size_t in_use = mallinfo2().uordblks + mallinfo2().hblkhd;
+    for (int i = 0; i < 5; ++i) both();
+    EXPECT_EQ(allocations, news);
+    // Less: threads of an earlier team have ended meanwhile.
+    EXPECT_LE(mallinfo2().uordblks + mallinfo2().hblkhd, in_use);
+  }
+}
+
 TEST(MoeKernel, EmptyCalls) {
   Layer l(1, 64, 32, 4, 2, 16, DType::f32, DType::f32);
   kern::MoeScratch s;
@@ -325,6 +423,14 @@ TEST(MoeKernel, EmptyCalls) {
   a = l.args();
   a.K = 0;
   kern::moe_experts_cpu_simd(a, s);  // the shared expert alone
+  EXPECT_FALSE(std::isnan(get(l.y.data(), l.xt, 0)));
+  a = l.args();
+  a.T = 0;
+  cpu_packed(a, s);
+  EXPECT_TRUE(std::isnan(get(l.y.data(), l.xt, 0)));
+  a = l.args();
+  a.K = 0;
+  cpu_packed(a, s);
   EXPECT_FALSE(std::isnan(get(l.y.data(), l.xt, 0)));
 }
 

@@ -10,6 +10,7 @@
 #include "bench/harness/op.h"
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/moe_bank.h"
+#include "bench/ops/moe_packed.h"
 #include "bench/ops/registry.h"
 #include "kernels/moe/moe.h"
 #include "kernels/moe/moe_experts_cuda.h"
@@ -393,6 +394,11 @@ std::vector<Impl<MoeExperts>> MoeExperts::impls() {
                  .run = [a = d.args(), scratch] { kern::moe_experts_cpu_simd(a, *scratch); },
                  .resolved_isa = kern::moe_experts_cpu_simd_isa(d.shape.dtype, d.shape.w_dtype)};
            },
+       .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
+  v.push_back(
+      {.how = "cpu_packed",
+       .support = packed_experts_support,
+       .prepare = [](Data& d) { return packed_experts_runner(d.args(), loads(d.shape)); },
        .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
   v.push_back(cuda_impl<MoeExperts>(
       "cuda_mma",

@@ -4,7 +4,7 @@
 // Bound: TDPBF16PS on full tiles is 16 cycles. Up to 16 rows: one A against four groups, five tile loads of 16 lines for
 // four products; the product of few rows takes as many cycles as it has rows, and the weights' lines bind: 64 bytes a
 // cycle from L1. More rows: two A against two groups, four loads for four products. FP8: 128 of K of the groups widened
-// in L1 (two table look-ups and two unpacks for 64 codes), the sums of each block stored, scaled and added: 16 rows, two
+// in L1 (fp8_packed_avx512-inl.h), the sums of each block stored, scaled and added: 16 rows, two
 // groups: 256 cycles of products to 32 stores, loads and multiply-adds.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -15,7 +15,7 @@
 #include "kernels/gemm/packed_weight.h"
 
 #if defined(V3B_AMX_EMULATE) || defined(__AMX_TILE__)
-#include "kernels/gemm/fp8_widen_avx512-inl.h"
+#include "kernels/gemm/fp8_packed_avx512-inl.h"
 
 namespace v3b::kern {
 namespace {
@@ -163,10 +163,17 @@ void run(const Block& b, const PackedRows& x, int64_t all_steps, int64_t s0, Sum
   }
 }
 
-void widen(const WidenTables& t, const uint8_t* from, int64_t lines, uint32_t* to) noexcept {
+void widen(const uint8_t* from, bool marked, int64_t lines, uint32_t* to) noexcept {
+  const CodeShifts shifts = load_code_shifts();
+  const PackedCodeBytes* tables = packed_code_tables();
   for (int64_t i = 0; i < lines; ++i) {
+    const __m512i line = _mm512_load_si512(from + i * 64);
     __m512i first, second;
-    widen_unordered(t, _mm512_load_si512(from + i * 64), first, second);
+    if (marked) {
+      widen_any(tables, line, first, second);
+    } else {
+      widen_normal(shifts, line, first, second);
+    }
     _mm_prefetch(reinterpret_cast<const char*>(from + i * 64) + kAhead, _MM_HINT_T0);
     _mm512_store_si512(to + i * 32, first);
     _mm512_store_si512(to + i * 32 + 16, second);
@@ -193,7 +200,6 @@ void V3B_AMX_ENTRY(packed_product_cpu_amx)(const PackedWeight& w, const PackedRo
       }
     return amx::release();
   }
-  const WidenTables t = load_widen_tables();
   const int64_t blocks = (w.k + kBlock - 1) / kBlock;
   Widened wide;
   float sw[kGroups];
@@ -203,9 +209,10 @@ void V3B_AMX_ENTRY(packed_product_cpu_amx)(const PackedWeight& w, const PackedRo
       const int64_t lines = least(kBlock, depth - k * kBlock) / 4;
       b.groups = least(kGroups, g1 - g), b.steps = lines * 2;
       for (int64_t j = 0; j < b.groups; ++j) {
-        widen(t, static_cast<const uint8_t*>(w.data) + ((g + j) * depth + k * kBlock) * 16, lines,
-              wide.step[j]);
-        sw[j] = w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + k];
+        widen(static_cast<const uint8_t*>(w.data) + ((g + j) * depth + k * kBlock) * 16,
+              packed_code_marks(w, g + j)[k] != 0, lines, wide.step[j]);
+        sw[j] = kPackedCodeScale *
+                (w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + k]);
       }
       b.sx = x.scale == nullptr ? nullptr : x.scale + k;
       b.c = c + (g - g0) * 16, b.add = add || k > 0;

@@ -4,15 +4,15 @@
 // are 11 loads for 24 products of 64 FLOP, and 192 bytes of weights in 24 cycles of the product port: 8 bytes a cycle,
 // which is the memory's speed of one core. The latency of a product is about 15 cycles at 512 bits, so 16 to 24 sums run
 // side by side: with fewer rows, U steps have sums of their own.
-// FP8: a block of 64 codes is widened to two steps in registers, 2 table look-ups (2 shuffle slots each), an OR of the
-// sign and 2 unpacks, beside 2*R products.
+// FP8: a line of 64 codes is widened to two steps in registers, 4 operations of which 2 shuffle, beside 2*R products; 7
+// with 7 shuffle slots where the block is marked (fp8_packed_avx512-inl.h).
 // GCC 12 warns about the undefined registers inside its own AVX-512 headers (its bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512vbmi")
 #include <immintrin.h>
 
-#include "kernels/gemm/fp8_widen_avx512-inl.h"
+#include "kernels/gemm/fp8_packed_avx512-inl.h"
 #include "kernels/gemm/packed_weight.h"
 
 namespace v3b::kern {
@@ -53,47 +53,19 @@ struct Tile {
   float* c = nullptr;
   int64_t ldc = 0;
   bool add = false;
-  const uint32_t* next = nullptr;  // lines to ask for, one a step (kNext)
-  const float* sw = nullptr;       // [G] scales of the sums, null: one
-  const float* sx = nullptr;       // of row r at sx[r * sx_ld], null: one
+  int64_t ahead = 0;  // bytes that each stream is asked for ahead (stream)
+  const uint32_t* next =
+      nullptr;  // lines to ask for in L2, one a step of one group (next) or of two (next2)
+  const float* sw = nullptr;  // [G] scales of the sums, null: one
+  const float* sx = nullptr;  // of row r at sx[r * sx_ld], null: one
   int64_t sx_ld = 0;
 };
 
-enum class Ahead { none, stream, next };
+enum class Ahead { none, stream, next, next2 };
 
-template <int R, int G, Ahead kFetch>
-void micro(const Tile& t) noexcept {
-  constexpr int U = split(R, G);
-  __m512 acc[U][R][G];
-#pragma GCC unroll 8
-  for (int u = 0; u < U; ++u)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) acc[u][r][g] = _mm512_setzero_ps();
-  const uint32_t* w = t.w;
-  const uint32_t* x = t.x;
-  const uint32_t* next = t.next;
-  for (int64_t s = 0; s < t.steps; s += U) {
-#pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) {
-      __m512i b[G];
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        b[g] = _mm512_load_si512(w + g * t.group);
-        if (kFetch == Ahead::stream)
-          prefetch_l1(reinterpret_cast<const char*>(w + g * t.group) + kAhead);
-      }
-      if (kFetch == Ahead::next) prefetch_l2(next), next += 16;
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const __m512i a = broadcast(x + r);
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) acc[u][r][g] = dot(acc[u][r][g], a, b[g]);
-      }
-      w += 16, x += R;
-    }
-  }
+// Sums of a tile into C.
+template <int U, int R, int G>
+__attribute__((always_inline)) inline void finish(const Tile& t, __m512 (&acc)[U][R][G]) noexcept {
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -115,6 +87,47 @@ void micro(const Tile& t) noexcept {
       _mm512_storeu_ps(c, sum);
     }
 }
+template <int U, int R, int G>
+__attribute__((always_inline)) inline void clear(__m512 (&acc)[U][R][G]) noexcept {
+#pragma GCC unroll 8
+  for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) acc[u][r][g] = _mm512_setzero_ps();
+}
+
+template <int R, int G, Ahead kFetch>
+void micro(const Tile& t) noexcept {
+  constexpr int U = split(R, G);
+  __m512 acc[U][R][G];
+  clear(acc);
+  const uint32_t* w = t.w;
+  const uint32_t* x = t.x;
+  const uint32_t* next = t.next;
+  for (int64_t s = 0; s < t.steps; s += U) {
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) {
+      __m512i b[G];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        b[g] = _mm512_load_si512(w + g * t.group);
+        if (kFetch == Ahead::stream)
+          prefetch_l1(reinterpret_cast<const char*>(w + g * t.group) + t.ahead);
+      }
+      if (kFetch == Ahead::next2) prefetch_l2(next + t.group);
+      if (kFetch == Ahead::next || kFetch == Ahead::next2) prefetch_l2(next), next += 16;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512i a = broadcast(x + r);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[u][r][g] = dot(acc[u][r][g], a, b[g]);
+      }
+      w += 16, x += R;
+    }
+  }
+  finish(t, acc);
+}
 
 using Micro = void (*)(const Tile&) noexcept;
 template <int G, Ahead kFetch>
@@ -130,12 +143,37 @@ Micro pick(int64_t rows, int64_t groups) noexcept {
 Micro pick(Ahead fetch, int64_t rows, int64_t groups) noexcept {
   if (fetch == Ahead::none) return pick<Ahead::none>(rows, groups);
   if (fetch == Ahead::stream) return pick<Ahead::stream>(rows, groups);
+  if (fetch == Ahead::next2) return pick<Ahead::next2>(rows, groups);
   return pick<Ahead::next>(rows, groups);
 }
 inline int64_t least(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
-void product_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
-                  int64_t ldc, bool add) noexcept {
+// Up to a chunk of rows: each line of weights is read once, from memory.
+void few_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
+              int64_t ldc, bool add) noexcept {
+  const int64_t steps = packed_depth(w.type, w.k) / 2;
+  const auto* data = static_cast<const uint32_t*>(w.data);
+  Tile t;
+  t.group = steps * 16, t.ldc = ldc;
+  for (int64_t g = g0, n = 0; g < g1; g += n) {
+    n = least(kGroups, g1 - g);
+    t.c = c + (g - g0) * 16;
+    // The last lines of a group ask for the first ones of the group that this stream goes on with.
+    const int64_t tail = least(kAhead / 64, steps);
+    for (int64_t s = 0; s < steps; s += t.steps) {
+      t.steps = s < steps - tail ? least(kDepth, steps - tail - s) : steps - s;
+      t.ahead = s < steps - tail ? kAhead : tail * 64 + (n - 1) * t.group * 4;
+      t.w = data + g * t.group + s * 16;
+      t.x = x.data + s * x.m;
+      t.add = add || s > 0;
+      pick<Ahead::stream>(x.m, n)(t);
+    }
+  }
+}
+
+// More rows: a block of weights stays in L2 for all of them, and they ask for the next block meanwhile.
+void many_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
+               int64_t ldc, bool add) noexcept {
   const int64_t steps = packed_depth(w.type, w.k) / 2;
   const auto* data = static_cast<const uint32_t*>(w.data);
   Tile t;
@@ -146,16 +184,18 @@ void product_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_
       t.w = data + g * t.group + s * 16;
       t.steps = least(kDepth, steps - s);
       t.add = add || s > 0;
+      const bool last = s + kDepth >= steps;
+      const uint32_t* next = last ? data + (g + n) * t.group : t.w + kDepth * 16;
+      const bool two = x.m <= 2 * kChunk && n == kGroups;  // two passes for three groups
       for (int64_t r = 0; r < x.m; r += kChunk) {
         const int64_t rows = least(kChunk, x.m - r), pass = r / kChunk;
         t.x = x.data + r * steps + s * rows;
         t.c = c + r * ldc + (g - g0) * 16;
         Ahead fetch = Ahead::none;
-        if (x.m <= kChunk) {
-          fetch = Ahead::stream;
+        if (two) {
+          fetch = pass == 0 ? Ahead::next2 : Ahead::next, t.next = next + 2 * pass * t.group;
         } else if (pass < n) {
-          // The block that follows this one on each stream, spread over the first passes.
-          fetch = Ahead::next, t.next = t.w + pass * t.group + t.steps * 16;
+          fetch = Ahead::next, t.next = next + pass * t.group;
         }
         pick(fetch, rows, n)(t);
       }
@@ -163,120 +203,123 @@ void product_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_
   }
 }
 
-// One block of 128 of K (64 steps at most) of up to three groups, widened.
+// One block of 128 of K, 64 steps at most, of up to three groups.
 struct Widened {
   alignas(64) uint32_t step[kGroups][kBlock / 2 * 16];
 };
+struct CodeTile : Tile {
+  const uint8_t* codes = nullptr;  // of the first group
+  int64_t code_group = 0;          // bytes
+  bool marked[kGroups] = {};       // widened by tables beforehand, into `wide`
+  Widened* wide = nullptr;
+};
 
-// R rows, one chunk: widened in registers, sums of a block of 128 scaled into `total`.
-template <int R, int G>
-void codes(const PackedWeight& w, const PackedRows& x, int64_t g0, float* c, int64_t ldc,
-           bool add) noexcept {
-  constexpr int U = R * G * 2 <= 24 ? 2 : 1;
-  const WidenTables table = load_widen_tables();
-  const int64_t depth = packed_depth(w.type, w.k), group = depth * 16,
-                blocks = (w.k + kBlock - 1) / kBlock;
-  const auto* p = static_cast<const uint8_t*>(w.data) + g0 * group;
-  const uint32_t* xp = x.data;
-  __m512 total[R][G];
-  for (int r = 0; r < R; ++r)
-    for (int g = 0; g < G; ++g)
-      total[r][g] = add ? _mm512_loadu_ps(c + r * ldc + 16 * g) : _mm512_setzero_ps();
-  for (int64_t b = 0; b < blocks; ++b) {
-    __m512 acc[U][R][G];
-#pragma GCC unroll 2
-    for (int u = 0; u < U; ++u)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) acc[u][r][g] = _mm512_setzero_ps();
-    const int64_t lines = least(kBlock, depth - b * kBlock) / 4;
-    for (int64_t i = 0; i < lines; ++i) {
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        __m512i first, second;
-        widen_unordered(table, _mm512_load_si512(p + g * group), first, second);
-        prefetch_l1(p + g * group + kAhead);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          acc[0][r][g] = dot(acc[0][r][g], broadcast(xp + r), first);
-          acc[U - 1][r][g] = dot(acc[U - 1][r][g], broadcast(xp + R + r), second);
-        }
-      }
-      p += 64, xp += 2 * R;
-    }
-    float sw[G];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g)
-      sw[g] = w.scale == nullptr ? 1.0F : w.scale[(g0 + g) / (kBlock / 16) * blocks + b];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const float sx = x.scale == nullptr ? 1.0F : x.scale[r * x.scale_ld + b];
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        const __m512 sum = U == 2 ? _mm512_add_ps(acc[0][r][g], acc[1][r][g]) : acc[0][r][g];
-        total[r][g] = _mm512_fmadd_ps(sum, _mm512_set1_ps(sx * sw[g]), total[r][g]);
-      }
-    }
+void widen_marked(const CodeTile& t, int64_t g) noexcept {
+  const PackedCodeBytes* tables = packed_code_tables();
+  uint32_t* to = t.wide->step[g];
+  for (int64_t i = 0; i < t.steps / 2; ++i, to += 32) {
+    __m512i first, second;
+    widen_any(tables, _mm512_load_si512(t.codes + g * t.code_group + i * 64), first, second);
+    _mm512_store_si512(to, first);
+    _mm512_store_si512(to + 16, second);
   }
-  for (int r = 0; r < R; ++r)
-    for (int g = 0; g < G; ++g) _mm512_storeu_ps(c + r * ldc + 16 * g, total[r][g]);
 }
 
-using Codes = void (*)(const PackedWeight&, const PackedRows&, int64_t, float*, int64_t,
-                       bool) noexcept;
-template <int G>
-constexpr Codes kCodes[kChunk] = {codes<1, G>, codes<2, G>, codes<3, G>, codes<4, G>,
-                                  codes<5, G>, codes<6, G>, codes<7, G>, codes<8, G>};
-
-// Several chunks: each block of 128 of K is widened once, in L1.
-void codes_many(const PackedWeight& w, const PackedRows& x, int64_t g, int64_t n, float* c,
-                int64_t ldc, bool add) noexcept {
-  const WidenTables table = load_widen_tables();
-  Widened wide;
-  const int64_t depth = packed_depth(w.type, w.k), group = depth * 16, steps = depth / 2,
-                blocks = (w.k + kBlock - 1) / kBlock;
-  const auto* p = static_cast<const uint8_t*>(w.data) + g * group;
-  float sw[kGroups];
-  Tile t;
-  t.w = wide.step[0], t.group = kBlock / 2 * 16, t.ldc = ldc, t.sw = sw, t.sx_ld = x.scale_ld;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t lines = least(kBlock, depth - b * kBlock) / 4;
-    for (int64_t j = 0; j < n; ++j) {
-      const uint8_t* from = p + j * group + b * kBlock * 16;
-      for (int64_t i = 0; i < lines; ++i) {
-        __m512i first, second;
-        widen_unordered(table, _mm512_load_si512(from + i * 64), first, second);
-        prefetch_l2(from + i * 64 + kBlock * 16);
-        _mm512_store_si512(wide.step[j] + i * 32, first);
-        _mm512_store_si512(wide.step[j] + i * 32 + 16, second);
+// R rows against a block, widened in registers; kKeep: and into `wide`, for the rows that follow. Two steps a line; a
+// broadcast serves all groups, which is why each half of a line is widened when its turn comes (24 sums, 3 weights).
+template <int R, int G, bool kKeep>
+void code_micro(const CodeTile& t) noexcept {
+  constexpr int U = split(R, G), L = U < 2 ? 1 : U / 2;  // lines at a time
+  const CodeShifts shifts = load_code_shifts();
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+    if (t.marked[g]) widen_marked(t, g);
+  __m512 acc[U][R][G];
+  clear(acc);
+  const uint8_t* p = t.codes;
+  const uint32_t* x = t.x;
+  uint32_t* wide = t.wide->step[0];
+  constexpr int64_t kWideGroup = kBlock / 2 * 16;
+  for (int64_t s = 0; s < t.steps; s += 2 * L) {
+#pragma GCC unroll 8
+    for (int u = 0; u < 2 * L; ++u) {
+      __m512i b[G];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        if (__builtin_expect(t.marked[g], 0)) {
+          b[g] = _mm512_load_si512(wide + g * kWideGroup);
+        } else {
+          b[g] = _mm512_ternarylogic_epi32(
+              _mm512_multishift_epi64_epi8(u % 2 == 0 ? shifts.first : shifts.second,
+                                           _mm512_load_si512(p + g * t.code_group)),
+              shifts.mask, shifts.exponent, 0xea);
+          if (kKeep) _mm512_store_si512(wide + g * kWideGroup, b[g]);
+        }
+        if (u % 2 == 0) prefetch_l1(p + g * t.code_group + t.ahead);
       }
-      sw[j] = w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + b];
-    }
-    t.steps = lines * 2, t.add = add || b > 0;
-    for (int64_t r = 0; r < x.m; r += kChunk) {
-      const int64_t rows = least(kChunk, x.m - r);
-      t.x = x.data + r * steps + b * (kBlock / 2) * rows;
-      t.c = c + r * ldc;
-      t.sx = x.scale == nullptr ? nullptr : x.scale + r * x.scale_ld + b;
-      pick<Ahead::none>(rows, n)(t);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512i a = broadcast(x + r);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[u % U][r][g] = dot(acc[u % U][r][g], a, b[g]);
+      }
+      x += R, wide += 16;
+      if (u % 2 == 1) p += 64;
     }
   }
+  finish(t, acc);
+}
+
+using CodeMicro = void (*)(const CodeTile&) noexcept;
+template <int G>
+constexpr CodeMicro kCodes[kChunk] = {code_micro<1, G, false>, code_micro<2, G, false>,
+                                      code_micro<3, G, false>, code_micro<4, G, false>,
+                                      code_micro<5, G, false>, code_micro<6, G, false>,
+                                      code_micro<7, G, false>, code_micro<8, G, false>};
+CodeMicro pick_codes(int64_t m, int64_t groups) noexcept {
+  if (m > kChunk)
+    return groups == 1   ? code_micro<kChunk, 1, true>
+           : groups == 2 ? code_micro<kChunk, 2, true>
+                         : code_micro<kChunk, 3, true>;
+  return groups == 1 ? kCodes<1>[m - 1] : groups == 2 ? kCodes<2>[m - 1] : kCodes<3>[m - 1];
 }
 
 void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
                    int64_t ldc, bool add) noexcept {
+  Widened wide;
+  const int64_t depth = packed_depth(w.type, w.k), steps = depth / 2,
+                blocks = (w.k + kBlock - 1) / kBlock;
+  float sw[kGroups];
+  CodeTile t;
+  t.code_group = depth * 16, t.ldc = ldc, t.sw = sw, t.sx_ld = x.scale_ld, t.wide = &wide;
+  Tile rest = t;  // of the rows beyond the first chunk
+  rest.w = wide.step[0], rest.group = kBlock / 2 * 16;
+  const int64_t tail = least(kAhead, t.code_group);
   for (int64_t g = g0, n = 0; g < g1; g += n) {
     n = least(kGroups, g1 - g);
-    float* to = c + (g - g0) * 16;
-    if (x.m > kChunk) {
-      codes_many(w, x, g, n, to, ldc, add);
-    } else if (n == 1) {
-      kCodes<1>[x.m - 1](w, x, g, to, ldc, add);
-    } else if (n == 2) {
-      kCodes<2>[x.m - 1](w, x, g, to, ldc, add);
-    } else {
-      kCodes<3>[x.m - 1](w, x, g, to, ldc, add);
+    const CodeMicro first = pick_codes(x.m, n);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t at = b * kBlock * 16;
+      t.codes = static_cast<const uint8_t*>(w.data) + g * t.code_group + at;
+      t.steps = least(kBlock, depth - b * kBlock) / 2;
+      t.ahead = at + kBlock * 16 <= t.code_group - tail ? kAhead : tail + (n - 1) * t.code_group;
+      t.x = x.data + b * (kBlock / 2) * least(kChunk, x.m);
+      t.c = c + (g - g0) * 16, t.add = add || b > 0;
+      t.sx = x.scale == nullptr ? nullptr : x.scale + b;
+      for (int64_t j = 0; j < n; ++j) {
+        t.marked[j] = packed_code_marks(w, g + j)[b] != 0;
+        sw[j] = kPackedCodeScale *
+                (w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + b]);
+      }
+      first(t);
+      rest.steps = t.steps, rest.add = t.add;
+      for (int64_t r = kChunk; r < x.m; r += kChunk) {
+        const int64_t rows = least(kChunk, x.m - r);
+        rest.x = x.data + r * steps + b * (kBlock / 2) * rows;
+        rest.c = t.c + r * ldc;
+        rest.sx = t.sx == nullptr ? nullptr : t.sx + r * x.scale_ld;
+        pick<Ahead::none>(rows, n)(rest);
+      }
     }
   }
 }
@@ -287,7 +330,8 @@ void packed_product_cpu_avx512bf16(const PackedWeight& w, const PackedRows& x, i
                                    int64_t g1, float* c, int64_t ldc, bool add) noexcept {
   if (x.m <= 0) return;
   if (w.type == spec::DType::f8e4m3) return product_codes(w, x, g0, g1, c, ldc, add);
-  product_bf16(w, x, g0, g1, c, ldc, add);
+  if (x.m <= kChunk) return few_bf16(w, x, g0, g1, c, ldc, add);
+  many_bf16(w, x, g0, g1, c, ldc, add);
 }
 
 }  // namespace v3b::kern

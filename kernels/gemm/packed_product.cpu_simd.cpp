@@ -152,31 +152,28 @@ void all_rows(Tile t, int64_t m, int64_t n, F&& x_of) {
   }
 }
 
-// Lines of 64 codes to four rows of 16 floats each. E4M3: the code's exponent and mantissa moved into place are the
-// value times 2^-120, subnormals included, so one multiplication is exact for all codes but NaN.
+// Lines of 16 outputs x 4 codes to four rows of 16 floats. Exponent and mantissa moved into place are the value times
+// 2^-120, subnormals included, so one multiplication is exact for all codes but NaN.
 void widen_codes(const uint8_t* p, int64_t lines, float* out) {
   const Df d;
   const Du du;
-  const hn::Repartition<uint16_t, Df> dh;
-  const size_t n = hn::Lanes(d), bytes = 4 * n;
+  const size_t n = hn::Lanes(d);
   const auto scale = hn::Set(d, 0x1p120F), nan = hn::BitCast(d, hn::Set(du, 0x7fc00000u));
-  const auto value = [&](auto mag, auto sign) {  // mag in bits 20..26, sign in bit 31
-    const auto v = hn::Mul(hn::BitCast(d, hn::Or(mag, sign)), scale);
-    return hn::IfThenElse(hn::RebindMask(d, hn::Eq(mag, hn::Set(du, 0x7fu << 20))), nan, v);
-  };
-  const auto put = [&](auto pair, float* to) {
-    const auto low = hn::And(hn::ShiftLeft<20>(pair), hn::Set(du, 0x07f00000u)),
-               low_sign = hn::And(hn::ShiftLeft<24>(pair), hn::Set(du, 0x80000000u)),
-               high = hn::And(hn::ShiftLeft<12>(pair), hn::Set(du, 0x07f00000u)),
-               high_sign = hn::And(hn::ShiftLeft<16>(pair), hn::Set(du, 0x80000000u));
-    hn::StoreU(value(low, low_sign), d, to);
-    hn::StoreU(value(high, high_sign), d, to + 16);
+  const auto put = [&](auto top, float* to) {  // s e0 m2 m1 m0 e3 e2 e1 in bits 31 to 24
+    const auto low = hn::And(hn::ShiftRight<7>(top), hn::Set(du, 0x00f00000u));
+    const auto bits = hn::Or(hn::And(top, hn::Set(du, 0x87000000u)), low);
+    const auto v = hn::Mul(hn::BitCast(d, bits), scale);
+    const auto mag = hn::And(top, hn::Set(du, 0x7f000000u));
+    hn::StoreU(hn::IfThenElse(hn::RebindMask(d, hn::Eq(mag, hn::Set(du, 0x7f000000u))), nan, v), d,
+               to);
   };
   for (int64_t i = 0; i < lines; ++i, p += 64, out += 64)
-    for (size_t b = 0, lane = 0; b < 64; b += bytes, lane += n) {
-      const auto codes = hn::LoadU(dh, reinterpret_cast<const uint16_t*>(p + b));
-      put(hn::BitCast(du, hn::InterleaveLower(dh, codes, hn::Zero(dh))), out + lane);
-      put(hn::BitCast(du, hn::InterleaveUpper(dh, codes, hn::Zero(dh))), out + 32 + lane);
+    for (size_t lane = 0; lane < 16; lane += n) {
+      const auto codes = hn::Load(du, reinterpret_cast<const uint32_t*>(p) + lane);
+      put(hn::ShiftLeft<24>(codes), out + lane);
+      put(hn::ShiftLeft<16>(codes), out + 16 + lane);
+      put(hn::ShiftLeft<8>(codes), out + 32 + lane);
+      put(codes, out + 48 + lane);
     }
 }
 

@@ -126,15 +126,14 @@ void packed_rows_cpu_avx512bf16(const RowsSource& s, bool for_amx, uint32_t* out
   all<DType::f8e4m3>(s, for_amx, out, r0, r1);
 }
 
-void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, int64_t g0,
+void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, uint8_t* marks, int64_t g0,
                                  int64_t g1) noexcept {
-  const int64_t depth = packed_depth(DType::f8e4m3, s.k);
+  const int64_t depth = packed_depth(DType::f8e4m3, s.k), blocks = (s.k + 127) / 128;
   const auto* src = static_cast<const uint8_t*>(s.w);
-  // In each 128-bit lane the pairs (0, 1) of four outputs, then their pairs (2, 3).
-  const __m512i order =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+  const auto bytes = [](int v) { return _mm512_set1_epi8(static_cast<char>(v)); };
   for (int64_t g = g0; g < g1; ++g) {
     const int64_t valid = s.n - g * 16;
+    for (int64_t b = 0; b < blocks; ++b) marks[g * blocks + b] = 0;
     for (int64_t k = 0; k < depth; k += 64) {
       const auto mask = static_cast<__mmask64>(first_bits(s.k - k));
       __m512i r[16];
@@ -145,9 +144,20 @@ void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, int64_t g0,
       transpose16(r);
       const int64_t lines = depth - k < 64 ? 8 : 16;
       uint8_t* to = out + (g * depth + k) * 16;
+      __mmask64 marked = 0;
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        if (i < lines) _mm512_storeu_si512(to + 64 * i, _mm512_shuffle_epi8(r[i], order));
+        if (i < lines) {
+          const __m512i c = r[i];
+          marked |= _mm512_testn_epi8_mask(c, bytes(0x78)) |
+                    _mm512_cmpeq_epi8_mask(_mm512_and_si512(c, bytes(0x7f)), bytes(0x7f));
+          const __m512i low = _mm512_and_si512(_mm512_slli_epi16(c, 3), bytes(0x78)),
+                        high = _mm512_and_si512(_mm512_srli_epi16(c, 4), bytes(0x07));
+          _mm512_storeu_si512(to + 64 * i,
+                              _mm512_ternarylogic_epi32(_mm512_or_si512(low, high), c, bytes(0x80),
+                                                        0xf8));  // a | (b & c)
+        }
+      if (marked != 0) marks[g * blocks + k / 128] = 1;
     }
   }
 }

@@ -39,17 +39,22 @@ void pack_group(const PackSource& s, T* out, int64_t g) {
   }
 }
 
-// 64 bytes of 16 outputs x 4 codes; in each 16 bytes the pairs (0, 1) of four outputs, then their pairs (2, 3): two
-// unpacks of the widened bytes are then two dwords of each output.
-void pack_codes(const PackSource& s, uint8_t* out, int64_t g) {
+// Dwords of four codes with their bits in another order; marks [blocks of 128].
+void pack_codes(const PackSource& s, uint8_t* out, uint8_t* marks, int64_t g) {
   const auto* src = static_cast<const uint8_t*>(s.w);
-  const int64_t depth = packed_depth(s.type, s.k);
+  const int64_t depth = packed_depth(s.type, s.k), blocks = (s.k + 127) / 128;
   const int64_t valid = std::min<int64_t>(16, s.n - g * 16);
   std::memset(out, 0, static_cast<size_t>(depth) * 16);
+  std::memset(marks, valid < 16 ? 1 : 0, static_cast<size_t>(blocks));
+  if (depth % 128 != 0 || depth != s.k) marks[blocks - 1] = 1;
   for (int64_t i = 0; i < valid; ++i) {
     const uint8_t* row = src + (g * 16 + i) * s.ld;
-    uint8_t* to = out + i / 4 * 16 + i % 4 * 2;
-    for (int64_t k = 0; k < s.k; ++k) to[k / 4 * 64 + k / 2 % 2 * 8 + k % 2] = row[k];
+    for (int64_t k = 0; k < s.k; ++k) {
+      const uint32_t c = row[k];
+      if ((c & 0x78u) == 0 || (c & 0x7fu) == 0x7fu) marks[k / 128] = 1;
+      out[(k / 4 * 16 + i) * 4 + k % 4] =
+          static_cast<uint8_t>((c & 0x80u) | (c & 0xfu) << 3 | (c >> 4 & 7u));
+    }
   }
 }
 
@@ -82,8 +87,10 @@ void rows_to_floats(const RowsSource& s, int64_t depth, float* out, int64_t r0, 
 void pack_weight(const PackSource& s, void* out, int64_t g0, int64_t g1) noexcept {
   const int64_t bytes = packed_group_bytes(s.type, s.k);
   auto* to = static_cast<uint8_t*>(out);
+  const int64_t blocks = (s.k + 127) / 128;
+  uint8_t* marks = to + packed_groups(s.n) * bytes;
   if (pairs(s.type)) {
-    if (s.type == DType::f8e4m3) return packed_codes_cpu_avx512bf16(s, to, g0, g1);
+    if (s.type == DType::f8e4m3) return packed_codes_cpu_avx512bf16(s, to, marks, g0, g1);
     PackArgs a;
     a.src = at(s.w, g0 * 16 * (s.k_major ? 1 : s.ld), s.type);
     a.type = s.type, a.ld = s.ld, a.k_major = s.k_major;
@@ -94,7 +101,7 @@ void pack_weight(const PackSource& s, void* out, int64_t g0, int64_t g1) noexcep
   for (int64_t g = g0; g < g1; ++g) {
     void* group = to + g * bytes;
     if (s.type == DType::f8e4m3) {
-      pack_codes(s, static_cast<uint8_t*>(group), g);
+      pack_codes(s, static_cast<uint8_t*>(group), marks + g * blocks, g);
     } else if (s.type == DType::bf16) {
       pack_group(s, static_cast<spec::bf16*>(group), g);
     } else {

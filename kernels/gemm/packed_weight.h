@@ -2,8 +2,8 @@
 // experts, head, absorbed projections) are made of. Internal to kernels.
 //
 // A packed weight [N, K] lies in groups of 16 outputs, K innermost in dwords of one pair of bf16 (low half first), of
-// one float, or, FP8, in 64-byte blocks of 16 outputs x 4 codes: one linear stream a group, each line loaded once and
-// used for every row of activations (broadcast). So there is no sum across lanes, no transpose of the result, and a batch
+// one float, or, FP8, of four codes: one linear stream a group, each line loaded once and used for every row of
+// activations (broadcast). So there is no sum across lanes, no transpose of the result, and a batch
 // of up to eight rows reads a weight at the memory's speed. The layout is the same at every level.
 #pragma once
 #include <cstdint>
@@ -29,8 +29,17 @@ struct PackedWeight {                    // a view; the memory is the caller's
 [[maybe_unused]] static int64_t packed_group_bytes(spec::DType type, int64_t k) {
   return packed_depth(type, k) * 16 * spec::dtype_bytes(type);
 }
+// FP8: the codes' bits lie as fp8_packed_avx512-inl.h wants them, and behind all groups lies a mark for each block of 128
+// of K of each group: 1 where it holds a zero, a subnormal or a NaN.
+inline constexpr float kPackedCodeScale = 256.0F;  // what the AVX-512 forms of the codes lack
+[[maybe_unused]] static const uint8_t* packed_code_marks(const PackedWeight& w, int64_t group) {
+  return static_cast<const uint8_t*>(w.data) +
+         packed_groups(w.n) * packed_group_bytes(w.type, w.k) + group * ((w.k + 127) / 128);
+}
+// A multiple of 64.
 [[maybe_unused]] static int64_t packed_weight_bytes(spec::DType type, int64_t n, int64_t k) {
-  return packed_groups(n) * packed_group_bytes(type, k);
+  const int64_t marks = type == spec::DType::f8e4m3 ? packed_groups(n) * ((k + 127) / 128) : 0;
+  return packed_groups(n) * packed_group_bytes(type, k) + (marks + 63) / 64 * 64;
 }
 // Groups [g0, g1) of w [N, ld] (k_major: [K, ld], bf16 and f32 only) into out (start of the whole buffer); any thread:
 // let the one that will read them do it (first touch). Outputs beyond N and steps beyond K are zeros.
@@ -87,7 +96,7 @@ void packed_product_cpu_amx_emulated(const PackedWeight& w, const PackedRows& x,
 // Pairs in the order of AVX512_BF16, or of AMX.
 void packed_rows_cpu_avx512bf16(const RowsSource& s, bool for_amx, uint32_t* out, int64_t r0,
                                 int64_t r1) noexcept;
-void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, int64_t g0,
+void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, uint8_t* marks, int64_t g0,
                                  int64_t g1) noexcept;
 
 }  // namespace v3b::kern

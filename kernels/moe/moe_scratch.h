@@ -9,6 +9,37 @@
 
 namespace v3b::kern {
 
+// Plan and memory of one call on packed experts (moe_experts.cpu_packed.cpp).
+struct PackedPlan {
+  struct Job {            // one chosen expert, the shared one (its index is E) last
+    int64_t expert, m;    // m: width of its hidden layer
+    int64_t first, rows;  // its rows in `slot`; the shared expert has no slots: first = -1
+  };
+  struct Block {                   // some rows of a job, packed together
+    int64_t job, r0, rows, chunk;  // chunk: of tokens, in phase 2
+    int64_t token0;  // its tokens follow one another from here on; -1: look in `token`
+    int64_t x_at, hidden_at, packed_at;  // dwords, elements, dwords
+  };
+  struct Unit {  // groups of 16 outputs [g0, g1) of a block's hidden rows, or of a chunk's outputs
+    int32_t of, g0, g1;
+  };
+  struct Pack {  // rows [r0, r1) of a block's input
+    int32_t block, r0, r1;
+  };
+  struct alignas(64) Queue {  // of a thread: [next, end) of `order`
+    int64_t next, end;
+  };
+  std::vector<Job> jobs;
+  std::vector<Block> blocks;
+  std::vector<Unit> hidden_units, output_units;
+  std::vector<int32_t> order, token, left;  // left: hidden units that a block still waits for
+  std::vector<int64_t> job_units;           // [jobs + 1]: first unit of a job
+  std::vector<Pack> packs;
+  std::vector<Queue> hidden_queues, output_queues;
+  Buffer<uint32_t> x, hidden_packed;
+  Buffer<std::byte> hidden, per_thread;
+};
+
 struct MoeScratch::Impl {
   // One chosen expert, or the shared expert as the last job (it takes every token once, weight 1).
   struct Job {
@@ -39,6 +70,7 @@ struct MoeScratch::Impl {
   Buffer<uint32_t> packed_x, packed_hidden;  // the same of jobs with many rows
   Buffer<std::byte> per_thread;
   Buffer<float> ones, gate, up, out, sum;
+  PackedPlan packed;
 
   void plan(int64_t T, int64_t K, int64_t E, const int32_t* idx);
 };
