@@ -35,7 +35,7 @@ class CpuBackend final : public model::Backend {
                   "qk_rope_head_dim", "<= 512", std::to_string(cfg_.qk_rope_head_dim));
     if (o.threads > 0) set_num_threads(static_cast<int>(o.threads));
     packed_ = pack_model(w, dtype, o.flags.router_dtype == spec::RouterDtype::bf16, true, true);
-    pack_for_cpu(packed_);
+    pack_for_cpu(cfg_, packed_);
     const int64_t row = spec::mla_cache_row_bytes(o.flags.kv_format, dtype, cfg_.kv_lora_rank,
                                                   cfg_.qk_rope_head_dim);
     main_pool_ = std::make_shared<PagePool>(cfg_.num_hidden_layers, o.page_size, row, room_);

@@ -122,19 +122,18 @@ void experts(const LayerContext& ctx, const PackedLayer& p, int64_t n, float* h,
   if (ctx.capacity_factor > 0) drop(ctx, n, ws, routes);
   ws.y.reserve_discard(n * d * spec::dtype_bytes(ctx.dtype));
   spec::MoeExpertsArgs a{};
-  a.T = n, a.d = d, a.m = c.moe_intermediate_size, a.E = E, a.K = K;
-  a.shared_m = p.shared_ptrs.gate != nullptr ? c.n_shared_experts * c.moe_intermediate_size : 0;
+  const PackedExperts::Shape& shape = p.packed_experts.shape();
+  a.T = n, a.d = d, a.m = shape.m, a.E = E, a.K = K;
+  a.shared_m = shape.shared_m;
   a.x_dtype = ctx.dtype, a.w_dtype = p.expert_type;
   a.x = ws.x.data();
   a.idx = ws.idx.data();
   a.weight = ws.weight.data();
-  a.experts = p.expert_ptrs.data();
-  a.shared = p.shared_ptrs;
   a.y = ws.y.data();
   a.moe_accum = ctx.flags.moe_accum;
   traced("moe_experts",
          {{"T", n}, {"d", d}, {"m", a.m}, {"E", E}, {"K", K}, {"shared_m", a.shared_m}},
-         [&] { moe_experts_cpu_simd(a, ws.moe); });
+         [&] { moe_experts_cpu_packed(a, p.packed_experts, ws.moe); });
   traced("add_rows", {{"T", n}, {"d", d}}, {h, n * d * 4},
          [&] { add_rows(ctx, ws.y.data(), n * d, h); });
 }

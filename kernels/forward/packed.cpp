@@ -187,7 +187,7 @@ PackedModel pack_model(const model::WeightsPtr& weights, spec::DType dtype, bool
   return p;
 }
 
-void pack_for_cpu(PackedModel& p) {
+void pack_for_cpu(const model::ModelConfig& c, PackedModel& p) {
   const auto pack = [&](Linear& l, bool keep_rows = false) {
     if (l.out == 0) return;
     l.packed = PackedMatrix({p.dtype, l.bytes(), l.in, false, l.out, l.in});
@@ -198,6 +198,19 @@ void pack_for_cpu(PackedModel& p) {
   const auto pack_all = [&](PackedLayer& l) {
     for (Linear* m : {&l.a_proj, &l.q_b, &l.o_proj, &l.gate_up, &l.down}) pack(*m);
     pack(l.kv_b, true);  // the absorbed products read the rows of W_UV
+    if (!l.is_moe) return;
+    const bool shared = l.shared_ptrs.gate != nullptr;
+    l.packed_experts = PackedExperts(
+        {.d = c.hidden_size,
+         .m = c.moe_intermediate_size,
+         .E = static_cast<int64_t>(l.expert_ptrs.size()),
+         .shared_m = shared ? c.n_shared_experts * c.moe_intermediate_size : 0,
+         .type = l.expert_type},
+        l.expert_ptrs.data(), l.shared_ptrs);
+    l.expert_ptrs.clear();
+    l.shared_ptrs = {};
+    l.experts = {};
+    l.expert_scales = {};
   };
   pack(p.embed.out > 0 && p.head.out == 0 ? p.embed : p.head, p.head.out == 0);
   for (PackedLayer& l : p.layers) pack_all(l);

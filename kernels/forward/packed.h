@@ -6,6 +6,7 @@
 
 #include "kernels/core/buffer.h"
 #include "kernels/gemm/packed_linear.h"
+#include "kernels/moe/packed_experts.h"
 #include "model/weights.h"
 #include "reference/spec/moe_experts.h"
 
@@ -37,6 +38,7 @@ struct PackedLayer {
   spec::DType expert_type = spec::DType::bf16;
   std::vector<spec::FfnPointers> expert_ptrs;
   spec::FfnPointers shared_ptrs{};
+  PackedExperts packed_experts;  // after pack_for_cpu(), instead of the pointers
 };
 
 struct PackedMtp {
@@ -62,6 +64,6 @@ PackedModel pack_model(const model::WeightsPtr& w, spec::DType dtype, bool route
 // Packs the matrices for the CPU's products, on the threads that will read them, and lets go of the row-major copies
 // that nothing else reads. Borrowed ones stay in the model's storage: pages of a mapped checkpoint that the system can
 // take back.
-void pack_for_cpu(PackedModel& p);
+void pack_for_cpu(const model::ModelConfig& c, PackedModel& p);
 
 }  // namespace v3b::kern
