@@ -30,7 +30,7 @@ using Plan = PackedPlan;
 constexpr int64_t kBlockRows = 256;       // rows a unit: results of six groups are 96 KiB
 constexpr int64_t kTokens = 4096;         // phase 2: tokens a unit, fewer where outputs are few
 constexpr int64_t kSerialPack = 1 << 16;  // elements that one thread packs before the region
-constexpr int64_t kFewestUnits = 24, kTileGroups = 3;
+constexpr int64_t kTile = 3;              // groups of outputs that a product takes at a time
 // SwiGLU, sums and scattered rows: the experts run at about half the rate of one product on small shapes.
 constexpr double kExpertFactor = 2;
 
@@ -47,11 +47,10 @@ struct Call {
   int64_t block_floats = 0, thread_bytes = 0;
 };
 
-// Groups of the next unit where `left` groups remain: a twenty-fourth of them, so that the last units are small, in
+// Groups of the next unit where `left` groups remain: a sixty-fourth of them, so that the last units are small, in
 // whole tiles of the products.
-int64_t unit_groups(int64_t rows, int64_t left) {
-  const int64_t most = rows <= 2 ? 12 : 6;
-  return std::clamp<int64_t>(left / kFewestUnits / kTileGroups * kTileGroups, kTileGroups, most);
+int64_t unit_groups(int64_t left) {
+  return std::clamp(left / 64 / kTile * kTile, kTile, 2 * kTile);
 }
 
 void plan_blocks(Call& c) {
@@ -118,7 +117,7 @@ void plan_units(Call& c) {
     p.job_units.push_back(static_cast<int64_t>(p.hidden_units.size()));
     const int64_t blocks = static_cast<int64_t>(b1 - b0);
     for (int64_t g0 = 0, g1; g0 < groups; g0 = g1) {
-      g1 = std::min(groups, g0 + unit_groups(p.jobs[j].rows, left));
+      g1 = std::min(groups, g0 + unit_groups(left));
       left -= (g1 - g0) * blocks;
       most = std::max(most, g1 - g0);
       for (size_t b = b0; b < b1; ++b) {
@@ -135,7 +134,7 @@ void plan_units(Call& c) {
   p.output_units.clear();
   for (int64_t t = 0; t < chunks; ++t)
     for (int64_t g0 = 0, g1; g0 < groups; g0 = g1) {
-      g1 = std::min(groups, g0 + unit_groups(c.max_rows, left));
+      g1 = std::min(groups, g0 + unit_groups(left));
       left -= g1 - g0;
       most = std::max(most, g1 - g0);
       p.output_units.push_back(
@@ -254,8 +253,7 @@ void moe_experts_cpu_packed(const spec::MoeExpertsArgs& a, const PackedExperts& 
   Call c{.a = a, .w = w, .s = s, .p = s.packed, .rows_type = a.x_dtype};
   // Enough units of outputs for a team where d is small.
   c.chunk = std::min(a.T, kTokens);
-  while (c.chunk > kBlockRows &&
-         (a.T + c.chunk - 1) / c.chunk * packed_groups(a.d) < 6 * kFewestUnits)
+  while (c.chunk > kBlockRows && (a.T + c.chunk - 1) / c.chunk * packed_groups(a.d) < 48 * kTile)
     c.chunk = round_up(c.chunk / 2, 8);
   c.p.packs.clear();
   plan_blocks(c);
