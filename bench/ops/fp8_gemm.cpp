@@ -12,6 +12,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/gemm_cuda.h"
 #include "kernels/gemm/gemm_libs_cuda.h"
+#include "kernels/gemm/packed_ops.h"
 #include "reference/fp8_quant.h"
 #include "reference/rmsnorm.h"
 
@@ -183,6 +184,16 @@ struct Fp8Gemm {
                  [](Data& d) {
                    return Runner{.run = [a = d.args()] { kern::fp8_gemm(a); },
                                  .resolved_isa = kern::fp8_gemm_isa(d.args())};
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
+    v.push_back({"cpu_packed",
+                 nullptr,
+                 [](Data& d) {
+                   const auto a = d.args();
+                   auto w = std::make_shared<kern::PackedMatrix>(kern::fp8_gemm_pack(a));
+                   return Runner{.run = [a, w] { kern::fp8_gemm_cpu_packed(a, w->view()); },
+                                 .resolved_isa = kern::packed_isa(DType::f8e4m3, DType::f8e4m3)};
                  },
                  false,
                  {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});

@@ -10,6 +10,7 @@
 #include "bench/ops/registry.h"
 #include "kernels/gemm/gemm_cuda.h"
 #include "kernels/gemm/gemm_libs_cuda.h"
+#include "kernels/gemm/packed_ops.h"
 #include "reference/gemm.h"
 #include "reference/rmsnorm.h"
 #include "reference/spec/gemm.h"
@@ -263,6 +264,22 @@ struct Gemm {
                  },
                  false,
                  {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
+    // What the model calls where its weights are packed at load.
+    v.push_back(
+        {"cpu_packed",
+         [](const Shape& s) -> Support {
+           if (s.trans_a || !s.trans_b || s.accumulate)
+             return {Support::State::unsupported, "a linear layer with a packed weight only"};
+           return {};
+         },
+         [](Data& d) {
+           const kern::GemmArgs g = d.args();
+           auto w = std::make_shared<kern::PackedMatrix>(kern::gemm_pack(g));
+           return Runner{.run = [g, w] { kern::gemm_cpu_packed(g, w->view()); },
+                         .resolved_isa = kern::packed_isa(g.ab_type, g.ab_type)};
+         },
+         false,
+         {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
     v.push_back({"cpu_onednn", nullptr,
                  [](Data& d) {
                    return Runner{.run =

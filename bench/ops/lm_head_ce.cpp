@@ -10,6 +10,7 @@
 #include "bench/ops/gemm_common.h"
 #include "bench/ops/registry.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/packed_ops.h"
 #include "kernels/gemm/rows_cuda.h"
 #include "reference/cross_entropy.h"
 #include "reference/gemm.h"
@@ -146,6 +147,16 @@ struct LmHeadCe {
              [](Data& d) {
                return Runner{.run = [a = d.args()] { kern::lm_head_ce_cpu_simd(a); },
                              .resolved_isa = kern::lm_head_ce_cpu_simd_isa(d.shape.dtype)};
+             },
+         .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
+    v.push_back(
+        {.how = "cpu_packed",
+         .prepare =
+             [](Data& d) {
+               const auto a = d.args();
+               auto w = std::make_shared<kern::PackedMatrix>(kern::lm_head_pack(a));
+               return Runner{.run = [a, w] { kern::lm_head_ce_cpu_packed(a, w->view()); },
+                             .resolved_isa = kern::packed_isa(a.dtype, a.dtype)};
              },
          .levels = {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
     v.push_back(cuda_impl<LmHeadCe>("cuda_mma", nullptr, [](Data& d, CudaMirror& m) {

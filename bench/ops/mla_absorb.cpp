@@ -11,6 +11,7 @@
 #include "bench/ops/registry.h"
 #include "kernels/gemm/gemm_libs_cuda.h"
 #include "kernels/gemm/gemv.h"
+#include "kernels/gemm/packed_ops.h"
 #include "reference/gemm.h"
 #include "reference/rmsnorm.h"
 
@@ -106,6 +107,16 @@ struct MlaAbsorb {
                    const auto a = d.args();
                    return Runner{.run = [a] { kern::mla_absorb_cpu_simd(a); },
                                  .resolved_isa = kern::gemm_isa(kern::head_products(a).g)};
+                 },
+                 false,
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});
+    v.push_back({"cpu_packed",
+                 nullptr,
+                 [](Data& d) {
+                   const auto a = d.args();
+                   auto w = std::make_shared<kern::PackedHeads>(a.dtype, a.n_h, a.n, a.k, a.w);
+                   return Runner{.run = [a, w] { kern::mla_absorb_cpu_packed(a, *w); },
+                                 .resolved_isa = kern::packed_isa(a.dtype, a.dtype)};
                  },
                  false,
                  {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16, kern::Isa::amx}});

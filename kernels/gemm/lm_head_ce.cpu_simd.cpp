@@ -39,19 +39,6 @@ int64_t label_of(const spec::LmHeadCeArgs& a, int64_t t) {
   return a.labels == nullptr ? spec::kIgnoreLabel : a.labels[t];
 }
 
-// The later of two neighbouring ranges into the earlier one.
-void merge(const LseState& next, LseState& s) {
-  if (next.max > s.max) {
-    s.sum = s.sum * std::exp(s.max - next.max) + next.sum;
-    s.max = next.max;
-    s.argmax = next.argmax;
-  } else if (next.max == s.max) {  // -inf too
-    s.sum += next.sum;
-  } else {
-    s.sum += next.sum * std::exp(next.max - s.max);
-  }
-}
-
 struct Head {
   const spec::LmHeadCeArgs& a;
   int64_t unit, units, padded;  // vocabulary a unit; rows rounded up to 16
@@ -108,8 +95,7 @@ struct Head {
     LseState s;
     for (int64_t u = 0; u < units; ++u) {
       const int64_t at = u * padded + t;
-      merge({max[at], sum[at], 0, argmax[at]}, s);
-      s.label_logit += label[at];
+      lse_merge({max[at], sum[at], label[at], argmax[at]}, s);
     }
     s.finish(label_of(a, t), a.nll == nullptr ? nullptr : a.nll + t, a.lse + t,
              a.argmax == nullptr ? nullptr : a.argmax + t);

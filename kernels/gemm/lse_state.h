@@ -1,5 +1,6 @@
 // Running log-sum-exp and argmax of logits. Internal to kernels/gemm.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -12,6 +13,20 @@ struct LseState {
   int32_t argmax = 0;
   void finish(int64_t label, float* nll, float* lse, int32_t* best) const noexcept;
 };
+
+// The later of two neighbouring ranges into the earlier one.
+inline void lse_merge(const LseState& next, LseState& s) noexcept {
+  if (next.max > s.max) {
+    s.sum = s.sum * std::exp(s.max - next.max) + next.sum;
+    s.max = next.max;
+    s.argmax = next.argmax;
+  } else if (next.max == s.max) {  // -inf too
+    s.sum += next.sum;
+  } else {
+    s.sum += next.sum * std::exp(next.max - s.max);
+  }
+  s.label_logit += next.label_logit;  // 0 where the label lies elsewhere
+}
 
 // Folds z[0..n), columns first..first+n of a row, into its state.
 void lse_fold(const float* z, int64_t n, int64_t first, int64_t label, LseState& s) noexcept;

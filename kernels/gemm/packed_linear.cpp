@@ -40,20 +40,6 @@ Scratch& scratch() {
   return s;
 }
 
-// Outputs of groups [g0, g1) for the rows [r0, r0 + x.m).
-void unit(const PackedWeight& w, const PackedRows& x, int64_t r0, int64_t g0, int64_t g1,
-          const LinearOut& out) {
-  const int64_t n0 = g0 * 16, n = std::min(w.n, g1 * 16) - n0, ld = (g1 - g0) * 16;
-  LinearOut here = out;
-  here.c = static_cast<uint8_t*>(out.c) + (r0 * out.ldc + n0) * spec::dtype_bytes(out.type);
-  if (out.type == DType::f32 && n == ld)
-    return packed_product(w, x, g0, g1, static_cast<float*>(here.c), out.ldc, out.add);
-  Buffer<float>& sums = scratch().sums;
-  sums.reserve_discard(x.m * ld);
-  packed_product(w, x, g0, g1, sums.data(), ld, false);
-  packed_store(sums.data(), ld, x.m, n, here);
-}
-
 }  // namespace
 
 PackedMatrix::PackedMatrix(const PackSource& s, const float* scale)
@@ -89,6 +75,19 @@ void packed_store(const float* from, int64_t ld, int64_t rows, int64_t n,
   }
 }
 
+void packed_linear_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
+                        const LinearOut& out) noexcept {
+  const int64_t n0 = g0 * 16, n = std::min(w.n, g1 * 16) - n0, ld = (g1 - g0) * 16;
+  LinearOut here = out;
+  here.c = static_cast<uint8_t*>(out.c) + n0 * spec::dtype_bytes(out.type);
+  if (out.type == DType::f32 && n == ld)
+    return packed_product(w, x, g0, g1, static_cast<float*>(here.c), out.ldc, out.add);
+  Buffer<float>& sums = scratch().sums;
+  sums.reserve_discard(x.m * ld);
+  packed_product(w, x, g0, g1, sums.data(), ld, false);
+  packed_store(sums.data(), ld, x.m, n, here);
+}
+
 int64_t packed_unit(const PackedWeight& w, int64_t m, int parts) noexcept {
   const int64_t groups = packed_groups(w.n), rows = std::min(m, kRowBlock);
   const int64_t by_bytes = kUnitBytes / std::max<int64_t>(1, packed_group_bytes(w.type, w.k));
@@ -122,12 +121,17 @@ void packed_linear(const PackedWeight& w, const RowsSource& x, const LinearOut& 
     if (x_scale != nullptr) p.scale = x_scale + r0 * scale_ld, p.scale_ld = scale_ld;
     return p;
   };
+  const auto from_row = [&](int64_t r0) {
+    LinearOut o = out;
+    o.c = static_cast<uint8_t*>(out.c) + r0 * out.ldc * spec::dtype_bytes(out.type);
+    return o;
+  };
   if (threads == 1) {
     pack_rows(w.type, x, packed, 0, x.m);
     const int64_t size = packed_unit(w, x.m, 1);
     for (int64_t r0 = 0; r0 < x.m; r0 += kRowBlock)
       for (int64_t g = 0; g < groups; g += size)
-        unit(w, block(r0), r0, g, std::min(groups, g + size), out);
+        packed_linear_part(w, block(r0), g, std::min(groups, g + size), from_row(r0));
     return;
   }
   const bool early = x.m * x.k <= kEarlyPack;
@@ -144,7 +148,7 @@ void packed_linear(const PackedWeight& w, const RowsSource& x, const LinearOut& 
         pack_rows(w.type, x, packed, i * chunk, std::min(x.m, (i + 1) * chunk));
     shares.run(omp_get_thread_num(), [&](int64_t i) {
       const int64_t g = i / blocks * size, r0 = i % blocks * kRowBlock;
-      unit(w, block(r0), r0, g, std::min(groups, g + size), out);
+      packed_linear_part(w, block(r0), g, std::min(groups, g + size), from_row(r0));
     });
   }
 }

@@ -225,15 +225,15 @@ void widen_marked(const CodeTile& t, int64_t g) noexcept {
   }
 }
 
-// R rows against a block, widened in registers; kKeep: and into `wide`, for the rows that follow. Two steps a line; a
+// R rows against a block, widened in registers; kKeep: and into `wide`, for the rows that follow; kMarked: some group is. Two steps a line; a
 // broadcast serves all groups, which is why each half of a line is widened when its turn comes (24 sums, 3 weights).
-template <int R, int G, bool kKeep>
+template <int R, int G, bool kKeep, bool kMarked>
 void code_micro(const CodeTile& t) noexcept {
   constexpr int U = split(R, G), L = U < 2 ? 1 : U / 2;  // lines at a time
   const CodeShifts shifts = load_code_shifts();
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
-    if (t.marked[g]) widen_marked(t, g);
+    if (kMarked && t.marked[g]) widen_marked(t, g);
   __m512 acc[U][R][G];
   clear(acc);
   const uint8_t* p = t.codes;
@@ -246,7 +246,7 @@ void code_micro(const CodeTile& t) noexcept {
       __m512i b[G];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        if (__builtin_expect(t.marked[g], 0)) {
+        if (kMarked && t.marked[g]) {
           b[g] = _mm512_load_si512(wide + g * kWideGroup);
         } else {
           b[g] = _mm512_ternarylogic_epi32(
@@ -271,17 +271,19 @@ void code_micro(const CodeTile& t) noexcept {
 }
 
 using CodeMicro = void (*)(const CodeTile&) noexcept;
-template <int G>
-constexpr CodeMicro kCodes[kChunk] = {code_micro<1, G, false>, code_micro<2, G, false>,
-                                      code_micro<3, G, false>, code_micro<4, G, false>,
-                                      code_micro<5, G, false>, code_micro<6, G, false>,
-                                      code_micro<7, G, false>, code_micro<8, G, false>};
+template <int G, bool kMarked>
+constexpr CodeMicro kCodes[kChunk + 1] = {
+    code_micro<1, G, false, kMarked>, code_micro<2, G, false, kMarked>,
+    code_micro<3, G, false, kMarked>, code_micro<4, G, false, kMarked>,
+    code_micro<5, G, false, kMarked>, code_micro<6, G, false, kMarked>,
+    code_micro<7, G, false, kMarked>, code_micro<8, G, false, kMarked>,
+    code_micro<8, G, true, kMarked>};  // more rows follow
+template <bool kMarked>
 CodeMicro pick_codes(int64_t m, int64_t groups) noexcept {
-  if (m > kChunk)
-    return groups == 1   ? code_micro<kChunk, 1, true>
-           : groups == 2 ? code_micro<kChunk, 2, true>
-                         : code_micro<kChunk, 3, true>;
-  return groups == 1 ? kCodes<1>[m - 1] : groups == 2 ? kCodes<2>[m - 1] : kCodes<3>[m - 1];
+  const int64_t at = least(m, kChunk + 1) - 1;
+  return groups == 1   ? kCodes<1, kMarked>[at]
+         : groups == 2 ? kCodes<2, kMarked>[at]
+                       : kCodes<3, kMarked>[at];
 }
 
 void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
@@ -297,7 +299,7 @@ void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64
   const int64_t tail = least(kAhead, t.code_group);
   for (int64_t g = g0, n = 0; g < g1; g += n) {
     n = least(kGroups, g1 - g);
-    const CodeMicro first = pick_codes(x.m, n);
+    const CodeMicro normal = pick_codes<false>(x.m, n), marked = pick_codes<true>(x.m, n);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * kBlock * 16;
       t.codes = static_cast<const uint8_t*>(w.data) + g * t.code_group + at;
@@ -306,12 +308,14 @@ void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64
       t.x = x.data + b * (kBlock / 2) * least(kChunk, x.m);
       t.c = c + (g - g0) * 16, t.add = add || b > 0;
       t.sx = x.scale == nullptr ? nullptr : x.scale + b;
+      bool any = false;
       for (int64_t j = 0; j < n; ++j) {
         t.marked[j] = packed_code_marks(w, g + j)[b] != 0;
+        any = any || t.marked[j];
         sw[j] = kPackedCodeScale *
                 (w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + b]);
       }
-      first(t);
+      (any ? marked : normal)(t);
       rest.steps = t.steps, rest.add = t.add;
       for (int64_t r = kChunk; r < x.m; r += kChunk) {
         const int64_t rows = least(kChunk, x.m - r);

@@ -30,7 +30,9 @@ using Plan = PackedPlan;
 constexpr int64_t kBlockRows = 256;       // rows a unit: results of six groups are 96 KiB
 constexpr int64_t kTokens = 4096;         // phase 2: tokens a unit, fewer where outputs are few
 constexpr int64_t kSerialPack = 1 << 16;  // elements that one thread packs before the region
-constexpr int64_t kFewestUnits = 24, kTileGroups = 3;
+constexpr int64_t kStreamRows = 8;        // up to here the weights' speed is the bound
+constexpr int64_t kHead = 1024;           // bytes of a stream asked for before its product
+constexpr int64_t kTile = 3;              // groups of outputs that a product takes at a time
 // SwiGLU, sums and scattered rows: the experts run at about half the rate of one product on small shapes.
 constexpr double kExpertFactor = 2;
 
@@ -47,11 +49,10 @@ struct Call {
   int64_t block_floats = 0, thread_bytes = 0;
 };
 
-// Groups of the next unit where `left` groups remain: a twenty-fourth of them, so that the last units are small, in
+// Groups of the next unit where `left` groups remain: a sixty-fourth of them, so that the last units are small, in
 // whole tiles of the products.
-int64_t unit_groups(int64_t rows, int64_t left) {
-  const int64_t most = rows <= 2 ? 12 : 6;
-  return std::clamp<int64_t>(left / kFewestUnits / kTileGroups * kTileGroups, kTileGroups, most);
+int64_t unit_groups(int64_t left) {
+  return std::clamp(left / 64 / kTile * kTile, kTile, 2 * kTile);
 }
 
 void plan_blocks(Call& c) {
@@ -118,7 +119,7 @@ void plan_units(Call& c) {
     p.job_units.push_back(static_cast<int64_t>(p.hidden_units.size()));
     const int64_t blocks = static_cast<int64_t>(b1 - b0);
     for (int64_t g0 = 0, g1; g0 < groups; g0 = g1) {
-      g1 = std::min(groups, g0 + unit_groups(p.jobs[j].rows, left));
+      g1 = std::min(groups, g0 + unit_groups(left));
       left -= (g1 - g0) * blocks;
       most = std::max(most, g1 - g0);
       for (size_t b = b0; b < b1; ++b) {
@@ -135,7 +136,7 @@ void plan_units(Call& c) {
   p.output_units.clear();
   for (int64_t t = 0; t < chunks; ++t)
     for (int64_t g0 = 0, g1; g0 < groups; g0 = g1) {
-      g1 = std::min(groups, g0 + unit_groups(c.max_rows, left));
+      g1 = std::min(groups, g0 + unit_groups(left));
       left -= g1 - g0;
       most = std::max(most, g1 - g0);
       p.output_units.push_back(
@@ -185,6 +186,24 @@ void pack_input(const Call& c, const Plan::Pack& k) {
   pack_rows(a.w_dtype, src, c.p.x.data() + b.x_at, k.r0, k.r1);
 }
 
+// The product, a tile at a time. Few rows: before each, the first lines of the next one's streams are asked for (groups
+// from next_g on of `next` follow the last), which would otherwise wait for the memory.
+void stream_product(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
+                    int64_t ld, const PackedWeight& next, int64_t next_g) {
+  if (x.m > kStreamRows || packed_group_bytes(w.type, w.k) < 16 * kHead)
+    return packed_product(w, x, g0, g1, c, ld, false);
+  for (int64_t g = g0; g < g1; g += kTile) {
+    const PackedWeight& then = g + kTile < g1 ? w : next;
+    const int64_t first = g + kTile < g1 ? g + kTile : next_g,
+                  last = std::min(packed_groups(then.n), first + kTile),
+                  bytes = packed_group_bytes(then.type, then.k);
+    const auto* at = static_cast<const std::byte*>(then.data);
+    for (int64_t i = 0; i < kHead; i += 64)
+      for (int64_t j = first; j < last; ++j) __builtin_prefetch(at + j * bytes + i, 0, 2);
+    packed_product(w, x, g, std::min(g1, g + kTile), c + (g - g0) * 16, ld, false);
+  }
+}
+
 // silu(gate) * up of one unit into the block's hidden rows.
 void hidden_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
   Plan& p = c.p;
@@ -195,8 +214,8 @@ void hidden_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
                 bytes = spec::dtype_bytes(c.rows_type);
   float *gate = reinterpret_cast<float*>(mine), *up = gate + c.block_floats;
   const PackedRows x{.m = b.rows, .k = c.a.d, .data = p.x.data() + b.x_at};
-  packed_product(w.gate, x, u.g0, u.g1, gate, ld, false);
-  packed_product(w.up, x, u.g0, u.g1, up, ld, false);
+  stream_product(w.gate, x, u.g0, u.g1, gate, ld, w.up, u.g0);
+  stream_product(w.up, x, u.g0, u.g1, up, ld, w.gate, u.g1);
   std::byte* hidden = p.hidden.data() + b.hidden_at * bytes;
   for (int64_t i = 0; i < b.rows; ++i)
     moe_swiglu_row(gate + i * ld, up + i * ld, n, c.rows_type == DType::bf16, false,
@@ -219,7 +238,10 @@ void output_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
     if (b.chunk != u.of) continue;
     const Plan::Job& job = p.jobs[b.job];
     const PackedRows x{.m = b.rows, .k = job.m, .data = p.hidden_packed.data() + b.packed_at};
-    packed_product(c.w.expert(job.expert).down, x, u.g0, u.g1, out, ld, false);
+    const bool last = &b == &p.blocks.back();
+    const Plan::Block& then = last ? p.blocks.front() : *(&b + 1);
+    stream_product(c.w.expert(job.expert).down, x, u.g0, u.g1, out, ld,
+                   c.w.expert(p.jobs[then.job].expert).down, last ? u.g1 : u.g0);
     for (int64_t i = 0; i < b.rows; ++i) {
       const int64_t r = b.r0 + i, token = job.first < 0 ? r : p.token[job.first + r];
       moe_add_row(in_bf16, out + i * ld, job.first < 0 ? 1.0F : a.weight[c.s.slot[job.first + r]],
@@ -254,8 +276,7 @@ void moe_experts_cpu_packed(const spec::MoeExpertsArgs& a, const PackedExperts& 
   Call c{.a = a, .w = w, .s = s, .p = s.packed, .rows_type = a.x_dtype};
   // Enough units of outputs for a team where d is small.
   c.chunk = std::min(a.T, kTokens);
-  while (c.chunk > kBlockRows &&
-         (a.T + c.chunk - 1) / c.chunk * packed_groups(a.d) < 6 * kFewestUnits)
+  while (c.chunk > kBlockRows && (a.T + c.chunk - 1) / c.chunk * packed_groups(a.d) < 48 * kTile)
     c.chunk = round_up(c.chunk / 2, 8);
   c.p.packs.clear();
   plan_blocks(c);
