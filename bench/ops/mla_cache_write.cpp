@@ -116,10 +116,10 @@ struct MlaCacheWrite {
                  supported,
                  [](Data& d) {
                    return Runner{.run = [&d] { kern::mla_cache_write_cpu_simd(d.args()); },
-                                 .resolved_isa = kern::attention_cpu_simd_isa(spec::DType::f32)};
+                                 .resolved_isa = kern::mla_cache_write_cpu_simd_isa(d.shape)};
                  },
                  false,
-                 {kern::Isa::avx2, kern::Isa::avx512}});
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16}});
     v.push_back(cuda_impl<MlaCacheWrite>("cuda_simt", supported, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.c, a.k_pe, a.slots, a.cache);

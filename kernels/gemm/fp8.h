@@ -13,7 +13,7 @@ namespace v3b::kern {
 
 // Codes and scales equal the reference's bit by bit (true division, no reciprocal).
 void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept;
-std::string fp8_quant_cpu_simd_isa();
+std::string fp8_quant_cpu_simd_isa(spec::DType dtype);
 
 // Widening: codes * scales to float or bf16 (weights: 128x128 scales). Row-major, dense.
 void fp8_dequant_weight(int64_t rows, int64_t cols, const spec::f8e4m3* codes, const float* scales,
