@@ -16,6 +16,7 @@
 #include "kernels/core/team.h"
 #include "kernels/gemm/fp8_codes.h"
 #include "kernels/gemm/fp8_encode-inl.h"
+#include "kernels/norm_rope/rope.h"
 #include "kernels/norm_rope/stream.h"
 #include "kernels/norm_rope/stream_copy.h"
 
@@ -187,7 +188,39 @@ class RecordStream {
 
 }  // namespace
 
-void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
+namespace {
+// The rows of k_pe as they go into the cache: where they lie, or rotated, some at a time, into a buffer in L1.
+class KeyRows {
+ public:
+  KeyRows(const spec::MlaCacheWriteArgs& a, const MlaCacheRope* rope, int64_t hi)
+      : a_(a),
+        rope_(rope),
+        hi_(hi),
+        e_(spec::dtype_bytes(a.dtype)),
+        rotated_(rope != nullptr ? kRows * a.d_r * e_ : 0, false) {}
+  const uint8_t* row(int64_t t) {  // t grows from call to call
+    if (rope_ == nullptr) return static_cast<const uint8_t*>(a_.k_pe) + t * a_.k_pe_stride * e_;
+    if (t >= end_) rotate(t);
+    return rotated_.data() + (t - first_) * a_.d_r * e_;
+  }
+
+ private:
+  static constexpr int64_t kRows = 32;
+  void rotate(int64_t t) {
+    first_ = t, end_ = std::min(hi_, t + kRows);
+    rope_cpu_simd({end_ - t, 1, a_.d_r, rope_->form, false, a_.dtype, a_.dtype,
+                   static_cast<const uint8_t*>(a_.k_pe) + t * a_.k_pe_stride * e_, a_.k_pe_stride,
+                   a_.d_r, rotated_.data(), a_.d_r, a_.d_r, rope_->cos, rope_->sin,
+                   rope_->positions + t});
+  }
+  const spec::MlaCacheWriteArgs& a_;
+  const MlaCacheRope* rope_;
+  int64_t hi_, e_, first_ = 0, end_ = 0;
+  Buffer<uint8_t> rotated_;
+};
+
+// rope: null, or what k_pe still needs.
+void write_rows(const spec::MlaCacheWriteArgs& a, const MlaCacheRope* rope) {
   const int64_t e = spec::dtype_bytes(a.dtype);
   const int64_t row_bytes = spec::mla_cache_row_bytes(a.kv_format, a.dtype, a.d_c, a.d_r);
   const bool record = a.kv_format != spec::KvFormat::bf16;
@@ -195,7 +228,6 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
   const int threads =
       team_for(static_cast<double>(a.T) * static_cast<double>(row_bytes) * (record ? 4 : 2), 0);
   const uint8_t* c = static_cast<const uint8_t*>(a.c);
-  const uint8_t* k_pe = static_cast<const uint8_t*>(a.k_pe);
   uint8_t* cache = static_cast<uint8_t*>(a.cache);
   // A prompt's rows are read by later steps; a decode step's few at once, so they stay in the caches.
   constexpr int64_t kPromptBytes = 256 << 10;
@@ -205,6 +237,7 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
   constexpr int64_t kRowsAhead = 4;
   const auto records = [&](int64_t lo, int64_t hi) {
     RecordStream out(row_bytes);
+    KeyRows k_pe(a, rope, hi);
     for (int64_t t = lo; t < hi; ++t) {
       const int64_t soon = t + kRowsAhead;
       if (soon < hi && a.slots[soon] >= 0) {  // the lines at both ends
@@ -214,7 +247,7 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
       const char* ask = reinterpret_cast<const char*>(c + (t + 2) * a.c_stride * e);
       for (int64_t i = 0; i < a.d_c * e; i += 64) __builtin_prefetch(ask + i);
       if (a.slots[t] < 0) continue;
-      write_record(a, c + t * a.c_stride * e, k_pe + t * a.k_pe_stride * e,
+      write_record(a, c + t * a.c_stride * e, k_pe.row(t),
                    out.begin(cache + a.slots[t] * row_bytes));
       out.end();
     }
@@ -224,6 +257,7 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
       records(lo, hi);
       return end_streaming();
     }
+    KeyRows k_pe(a, rope, hi);
     for (int64_t t = lo; t < hi; ++t) {
       const int64_t soon = t + kRowsAhead;
       if (!stream && soon < hi && a.slots[soon] >= 0)  // no hardware knows where the next slot lies
@@ -231,7 +265,7 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
           __builtin_prefetch(cache + a.slots[soon] * row_bytes + i, 1);
       if (a.slots[t] < 0) continue;
       const uint8_t* from = c + t * a.c_stride * e;
-      const uint8_t* from_pe = k_pe + t * a.k_pe_stride * e;
+      const uint8_t* from_pe = k_pe.row(t);
       uint8_t* row = cache + a.slots[t] * row_bytes;
       if (record) {
         write_record(a, from, from_pe, row);
@@ -245,6 +279,13 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
     }
     if (stream) end_streaming();
   });
+}
+}  // namespace
+
+void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept { write_rows(a, nullptr); }
+void mla_cache_write_rope_cpu_simd(const spec::MlaCacheWriteArgs& a,
+                                   const MlaCacheRope& rope) noexcept {
+  write_rows(a, &rope);
 }
 const char* mla_cache_write_cpu_simd_isa(const spec::MlaCacheWriteShape& s) noexcept {
   const bool table = s.kv_format != spec::KvFormat::bf16 && s.dtype == spec::DType::bf16 &&

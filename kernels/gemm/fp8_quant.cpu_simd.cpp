@@ -175,7 +175,6 @@ void rows_of(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
     activation_rows<true, kStream, T>(a, r0, r1);
   else
     activation_rows<false, kStream, T>(a, r0, r1);
-  if (kStream) hwy::FlushStream();
 }
 
 // Blocks [b0, b1) of columns of the rows [r0, r1) alone, any values.
@@ -260,14 +259,24 @@ void rows_by_table(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool str
       if (!dense) rest(r, r + 1, whole, kb);
     }
   }
-  if (stream) hwy::FlushStream();
 }
 
 bool by_table(const spec::Fp8QuantArgs& a) {
   return a.dtype == spec::DType::bf16 && fp8_codes_avx512bf16_supported();
 }
 
+void some_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool stream) {
+  if (by_table(a)) return rows_by_table(a, r0, r1, stream);
+  HWY_DYNAMIC_DISPATCH(rows)(a, r0, r1, stream);
+}
+
 }  // namespace
+
+void fp8_quant_values(const uint16_t* bf16_bits, int64_t n, spec::ActScale act_scale, bool stream,
+                      spec::f8e4m3* codes, float* scales) noexcept {
+  some_rows({1, n, false, act_scale, spec::DType::bf16, bf16_bits, codes, scales}, 0, 1,
+            stream && n % 64 == 0 && line_aligned(codes, 0));
+}
 
 std::string fp8_quant_cpu_simd_isa(spec::DType dtype) {
   if (dtype == spec::DType::bf16 && fp8_codes_avx512bf16_supported()) return "avx512_bf16+vbmi";
@@ -283,9 +292,8 @@ void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept {
   for_spans(
       a.rows, team_for((table ? 1 : 3) * bytes, 0),
       [&](int64_t lo, int64_t hi) {
-        if (table) return rows_by_table(a, lo, hi, stream);
-        HWY_DYNAMIC_DISPATCH(rows)
-        (a, lo, hi, stream);
+        some_rows(a, lo, hi, stream);
+        if (stream) hwy::FlushStream();
       },
       a.weight ? spec::kFp8Block : 1);
 }
