@@ -128,6 +128,13 @@ inline std::vector<Victim> attention_victims() {
                                                      const int64_t n = 4 * width(q);
                                                      swap_at(q, 0, n, n);
                                                    })}}});
+  for (const char* text : {"T=40,d_c=128,d_r=64,page=16,kv_format=bf16,rope=1",
+                           "T=40,d_c=128,d_r=64,page=16,kv_format=fp8_656_pow2,rope=1"})
+    v.push_back({"mla_cache_write",
+                 text,
+                 {{.name = "RoPE off by one", .before = rotated("positions")},
+                  {.name = "rotates the other way", .before = scaled("sin", -1)},
+                  {.name = "RoPE part of the next token", .before = rotated("k_pe")}}});
   for (const char* text : {"T=40,d_c=160,d_r=10,page=16,kv_format=bf16,dtype=bf16",
                            "T=40,d_c=160,d_r=10,page=16,kv_format=fp8_656_pow2,dtype=bf16",
                            "T=40,d_c=160,d_r=10,page=16,kv_format=fp8_656_free,dtype=f32"})

@@ -5,6 +5,14 @@
 
 namespace v3b::bench::broken {
 
+// Half of the codes one step nearer to zero, as truncation leaves them.
+inline void cut_codes(HostTensor& codes) {
+  for (int64_t i = 0; i < codes.numel(); i += 2) {
+    uint8_t& q = codes.as<uint8_t>()[i];
+    if ((q & 0x7f) != 0) --q;
+  }
+}
+
 inline std::vector<Victim> block_victims() {
   std::vector<Victim> v;
   v.push_back({"rmsnorm",
@@ -14,6 +22,13 @@ inline std::vector<Victim> block_victims() {
                    std::memcpy(tensor(t, "r").data(), tensor(t, "r_in").data(),
                                static_cast<size_t>(tensor(t, "r").bytes()));
                  }}}});
+  v.push_back({"rmsnorm",
+               "T=5,d=384,quant=1,dtype=bf16",
+               {{.name = "weights off by one", .before = rotated("w")},
+                {.name = "scale of the next block", .after = rotated("scales")},
+                {.name = "scale of amax over 224",
+                 .after = on("scales", [](HostTensor& s) { scale_by(s, 2); })},
+                {.name = "codes cut off instead of rounded", .after = on("codes", cut_codes)}}});
   v.push_back({"rope",
                "T=7,n_h=3,d_r=64,dtype=bf16",
                {{.name = "RoPE off by one", .before = rotated("positions")},
@@ -25,6 +40,12 @@ inline std::vector<Victim> block_victims() {
                                                     for (int64_t at = 0; at < x.numel(); at += n)
                                                       swap_at(x, at, at + m, m);
                                                   })}}});
+  v.push_back({"swiglu",
+               "T=5,m=384,quant=1,dtype=bf16",
+               {{.name = "scale of the next block", .after = rotated("scales")},
+                {.name = "scale of amax over 224",
+                 .after = on("scales", [](HostTensor& s) { scale_by(s, 2); })},
+                {.name = "codes cut off instead of rounded", .after = on("codes", cut_codes)}}});
   v.push_back({"softmax",
                "T=5,n=37,dtype=f32",
                {{.name = "scale forgotten", .before = scaled("x", 2)},

@@ -283,6 +283,18 @@ TEST(RunLoop, WrittenBytesAreJudgedByTheCopyBandwidth) {
   g_bytes = 8, g_written = 0;
 }
 
+TEST(RunLoop, MostlyWrittenBytesAreNoFasterThanStoresAlone) {
+  g_bytes = 2e5, g_written = 1.9e5;
+  const auto rows = run_toy(true, {.impls = {"cpu_good"}, .cache = "cold"});
+  g_bytes = 8, g_written = 0;
+  const auto& r = rows.at("toy.cpu_good/n=1000,dtype=f32");
+  const auto& peaks = rep::machine_card().peaks;
+  ASSERT_TRUE(peaks.contains("write_gb_s") && peaks.contains("copy_gb_s"));
+  // Which of the two binds is the machine's; the share is never below what the copy alone would give.
+  EXPECT_TRUE(r.roof == "write" || r.roof == "copy") << r.roof;
+  EXPECT_EQ(r.status, "suspect");
+}
+
 TEST(Tensor, WhatDoesNotFitIntoMemoryIsRefused) {
   EXPECT_THROW(HostTensor("x", Role::input, DType::f32, {int64_t{1} << 40, int64_t{1} << 40}),
                TooLarge);
@@ -339,7 +351,7 @@ TEST(Samples, Quartiles) {
 
 TEST(Peaks, EveryProbeGivesARate) {
   const Peaks p = probe_all_peaks(1);
-  for (const char* key : {"read_gb_s", "copy_gb_s", "f32_gflop_s", "f64_gflop_s"})
+  for (const char* key : {"read_gb_s", "copy_gb_s", "write_gb_s", "f32_gflop_s", "f64_gflop_s"})
     EXPECT_GT(p.at(key), 0.1) << key;
   EXPECT_GT(roof_rate(p, "bf16"), 0) << "falls back to f32";
   EXPECT_EQ(roof_rate(p, "tf32"), 0);

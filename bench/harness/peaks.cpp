@@ -71,6 +71,16 @@ void copy_stream(const uint64_t* src, uint64_t* dst, int64_t n) {
   _mm_sfence();
 }
 
+// Streaming stores alone.
+void fill_stream(uint64_t* dst, int64_t n) {
+  const __m256i v = _mm256_set1_epi64x(n);
+  for (int64_t i = 0; i < n; i += 8) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i), v);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i + 4), v);
+  }
+  _mm_sfence();
+}
+
 // Each thread works on its own page-aligned share of [0, words); returns bytes a second.
 template <class F>
 double bandwidth(int64_t words, double bytes, F&& f) {
@@ -159,9 +169,8 @@ double gpu_rate(const std::string& which) {
 
 std::string peak_key(const std::string& which) {
   const std::string plain = is_gpu(which) ? which.substr(std::strlen(kGpu)) : which;
-  return which + (plain == "read" || plain == "copy" ? "_gb_s"
-                  : plain == "int8"                  ? "_gop_s"
-                                                     : "_gflop_s");
+  const bool bytes = plain == "read" || plain == "copy" || plain == "write";
+  return which + (bytes ? "_gb_s" : plain == "int8" ? "_gop_s" : "_gflop_s");
 }
 
 void keep_best(Peaks& peaks, const std::string& key, double v) {
@@ -183,7 +192,7 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
     if (v > 0) keep_best(peaks, peak_key(which), v * 1e-9);
     return;
   }
-  if (which == "read" || which == "copy") {
+  if (which == "read" || which == "copy" || which == "write") {
     auto& buffer = probe_buffer();
     uint64_t* p = buffer.data();
     const int64_t words = buffer.size();
@@ -200,6 +209,10 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
             });
         g_sink = g_sink + static_cast<double>(sum & 1u);
         keep_best(peaks, "read_gb_s", v * 1e-9);
+      } else if (which == "write") {
+        const double v = bandwidth(window, 8.0 * static_cast<double>(window),
+                                   [&](int64_t lo, int64_t n) { fill_stream(at + lo, n); });
+        keep_best(peaks, "write_gb_s", v * 1e-9);
       } else {
         const int64_t half = window / 2;
         const double v =
@@ -217,8 +230,8 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
 
 Peaks probe_all_peaks(int passes) {
   Peaks peaks;
-  for (const char* which : {"read", "copy", "f32", "f64", "bf16", "int8", "gpu_read", "gpu_copy",
-                            "gpu_f32", "gpu_bf16", "gpu_fp8"})
+  for (const char* which : {"read", "copy", "write", "f32", "f64", "bf16", "int8", "gpu_read",
+                            "gpu_copy", "gpu_f32", "gpu_bf16", "gpu_fp8"})
     probe_peak(which, peaks, passes);
   return peaks;
 }

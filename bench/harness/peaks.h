@@ -8,12 +8,12 @@
 
 namespace v3b::bench {
 
-// Keys of the CPU: read_gb_s, copy_gb_s (read + written), f32_gflop_s, f64_gflop_s, bf16_gflop_s, int8_gop_s
+// Keys of the CPU: read_gb_s, copy_gb_s (read + written), write_gb_s (stores past the caches, nothing read), f32_gflop_s, f64_gflop_s, bf16_gflop_s, int8_gop_s
 // (only where an instruction exists). Of the GPU: gpu_read_gb_s, gpu_copy_gb_s, gpu_f32_gflop_s, gpu_bf16_gflop_s,
 // gpu_fp8_gflop_s. Values are the best of the passes made.
 using Peaks = std::map<std::string, double>;
 
-// which: "read", "copy", "f32", "f64", "bf16", "int8"; "gpu_read", "gpu_copy", "gpu_f32", "gpu_bf16", "gpu_fp8".
+// which: "read", "copy", "write", "f32", "f64", "bf16", "int8"; "gpu_read", "gpu_copy", "gpu_f32", "gpu_bf16", "gpu_fp8".
 // Unknown to this machine: nothing is added.
 void probe_peak(const std::string& which, Peaks& peaks, int passes = 1);
 Peaks probe_all_peaks(int passes = 3);  // the GPU's too, where there is one

@@ -16,7 +16,7 @@
 namespace v3b::bench {
 namespace {
 
-constexpr const char *kRead = "read", *kCopy = "copy", *kGpu = "gpu_";
+constexpr const char *kRead = "read", *kCopy = "copy", *kWrite = "write", *kGpu = "gpu_";
 constexpr const char* kEmulated = "emulated: times mean nothing";
 constexpr int kSettleProbes = 12;
 
@@ -56,22 +56,25 @@ void add_verdict(rep::Row& r, const CheckResult& c) {
 
 // The peaks that bound a case on its device, by probe name.
 struct RoofNames {
-  std::string read, copy, compute;
+  std::string read, copy, write, compute;
 };
 RoofNames roof_names(const JobGroup& g, const Cost& cost, bool cuda) {
-  if (!cuda) return {kRead, kCopy, cost.compute_roof};
+  if (!cuda) return {kRead, kCopy, kWrite, cost.compute_roof};
   // Where operands are E4M3, the GPU has a faster instruction than the CPU's widening to bf16.
   const bool fp8 =
       g.op->name().rfind("fp8", 0) == 0 || g.info.text.find("dtype=f8e4m3") != std::string::npos;
   const std::string compute = cost.compute_roof;
-  return {kGpu + std::string(kRead), kGpu + std::string(kCopy),
+  return {kGpu + std::string(kRead), kGpu + std::string(kCopy), kGpu + std::string(kWrite),
           kGpu + (compute == "bf16" && fp8 ? "fp8" : compute)};
 }
 
 // The roof of a case: which peak binds, and the least seconds that it allows. The memory roof does
 // not bind data that stays in the caches. What is written costs as much as in a copy, which reads
 // the same number of bytes beside it: 2 * written bytes at the copy bandwidth, the rest at the read
-// bandwidth. Its name is that of the part that takes 90% of the time, else both.
+// bandwidth. Its name is that of the part that takes 90% of the time, else both. Where more is written than read, what is
+// written cannot take less time than stores alone do, if that rate was measured (a copy's two directions overlap; eight
+// rows written for one read, as in moe_dispatch, have nothing to overlap with).
+bool writes_most(const Cost& cost) { return 2 * cost.written > cost.bytes; }
 struct Roof {
   std::string name;
   double seconds = 0;  // 0: no roof
@@ -82,14 +85,17 @@ Roof roof_of(const Cost& cost, const CaseInfo& info, const RoofNames& names, con
   const double t_compute = compute > 0 ? cost.flop / compute : 0;
   double t_read = 0, t_copy = 0;
   if (info.cache == CacheState::cold && read > 0) {
-    // More written than read: all of it counts as copied (a pure write is no slower than that).
+    // More written than read: all of it counts as copied.
     const double copied = copy > 0 ? std::min(cost.bytes, 2 * cost.written) : 0;
     t_copy = copied > 0 ? copied / copy : 0;
     t_read = (cost.bytes - copied) / read;
   }
-  const double t_memory = t_read + t_copy;
+  const double write = writes_most(cost) ? roof_rate(peaks, names.write) : 0;
+  const double t_write = info.cache == CacheState::cold && write > 0 ? cost.written / write : 0;
+  const double t_memory = std::max(t_read + t_copy, t_write);
   if (t_compute <= 0 && t_memory <= 0) return {};
   if (t_memory < t_compute) return {names.compute, t_compute};
+  if (t_write > t_read + t_copy) return {names.write, t_write};
   return {t_read >= 0.9 * t_memory   ? names.read
           : t_copy >= 0.9 * t_memory ? names.copy
                                      : names.read + "+" + names.copy,
@@ -157,9 +163,10 @@ void add_times(rep::Row& r, const TimeResult& t, const Cost& cost, const CaseInf
   }
 }
 
-void probe_roofs(const RoofNames& names, bool written, Peaks& peaks) {
+void probe_roofs(const RoofNames& names, const Cost& cost, Peaks& peaks) {
   probe_peak(names.read, peaks);
-  if (written) probe_peak(names.copy, peaks);
+  if (cost.written > 0) probe_peak(names.copy, peaks);
+  if (writes_most(cost)) probe_peak(names.write, peaks);
   probe_peak(names.compute, peaks);
   if (names.compute == "bf16" && roof_instruction("bf16").empty()) probe_peak("f32", peaks);
   if (names.compute == "gpu_fp8") probe_peak("gpu_bf16", peaks);
@@ -230,11 +237,11 @@ void time_device(const JobGroup& g, const std::vector<std::string>& hows, bool c
   const Cost cost = g.op->cost(g.info.text);
   const RoofNames names = roof_names(g, cost, cuda);
   Peaks peaks;
-  probe_roofs(names, cost.written > 0, peaks);
+  probe_roofs(names, cost, peaks);
   const auto times = time_together_or_alone(g, hows, timer, checker, out.rows);
   for (const auto& t : times)
     if (t.device_lost) out.device_lost_in = job_name(*g.op, t.how, g.info);
-  if (out.device_lost_in.empty()) probe_roofs(names, cost.written > 0, peaks);
+  if (out.device_lost_in.empty()) probe_roofs(names, cost, peaks);
   for (const auto& t : times) {
     rep::Row& r = row_of(out.rows, g, t.how);
     if (!t.error.empty()) {

@@ -110,10 +110,10 @@ struct Fp8Quant {
                  nullptr,
                  [](Data& d) {
                    return Runner{.run = [a = d.args()] { kern::fp8_quant_cpu_simd(a); },
-                                 .resolved_isa = kern::fp8_quant_cpu_simd_isa()};
+                                 .resolved_isa = kern::fp8_quant_cpu_simd_isa(d.shape.dtype)};
                  },
                  false,
-                 {kern::Isa::avx2, kern::Isa::avx512}});
+                 {kern::Isa::avx2, kern::Isa::avx512, kern::Isa::avx512_bf16}});
     v.push_back(cuda_impl<Fp8Quant>("cuda_simt", nullptr, [](Data& d, CudaMirror& m) {
       auto a = d.args();
       m.map(a.x, a.codes, a.scales);

@@ -3,6 +3,8 @@
 // when the storage is bf16. scale > 0.
 #pragma once
 #include "reference/spec/attention.h"
+#include "reference/spec/mla_cache_write.h"
+#include "reference/spec/rope.h"
 
 namespace v3b::kern {
 
@@ -31,8 +33,18 @@ void attention_decode_cpu_simd(const spec::AttentionDecodeArgs& a) noexcept;
 // and merged.
 void mla_decode_cpu_simd(const spec::MlaDecodeArgs& a) noexcept;
 
-// Bytes only: (d_c + d_r) e in, one row out; FP8 records take a division an element.
+// Bytes only: (d_c + d_r) e in, one row out.
 void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept;
+// The same with k_pe as it is before its rotation.
+struct MlaCacheRope {
+  spec::RopeForm form;
+  const float* cos;  // [positions, d_r/2]
+  const float* sin;
+  const int32_t* positions;  // [T] rows of the tables
+};
+void mla_cache_write_rope_cpu_simd(const spec::MlaCacheWriteArgs& a,
+                                   const MlaCacheRope& rope) noexcept;
+const char* mla_cache_write_cpu_simd_isa(const spec::MlaCacheWriteShape& s) noexcept;
 // One cache row in, (d_c + d_r) e out.
 void mla_cache_gather_cpu_simd(const spec::MlaCacheGatherArgs& a) noexcept;
 

@@ -12,8 +12,11 @@
 
 #include "hwy/highway.h"
 #include "kernels/attention/attention.h"
+#include "kernels/core/buffer.h"
 #include "kernels/core/team.h"
+#include "kernels/gemm/fp8_codes.h"
 #include "kernels/gemm/fp8_encode-inl.h"
+#include "kernels/norm_rope/rope.h"
 #include "kernels/norm_rope/stream.h"
 #include "kernels/norm_rope/stream_copy.h"
 
@@ -124,25 +127,137 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace v3b::kern {
 HWY_EXPORT(write_record);
+namespace {
+constexpr int64_t kKvTile = 128;
 
-void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
+// Whole tiles of bf16 by table look-up, others the long way.
+void write_record(const spec::MlaCacheWriteArgs& a, const uint8_t* c, const uint8_t* k_pe,
+                  uint8_t* row) {
+  const int64_t tiles = a.d_c / kKvTile;
+  if (a.dtype == spec::DType::bf16 && a.d_c % kKvTile == 0 && fp8_codes_avx512bf16_supported()) {
+    const Fp8Scale kind =
+        a.kv_format == spec::KvFormat::fp8_656_pow2 ? Fp8Scale::record_pow2 : Fp8Scale::record_free;
+    if (fp8_quantise_blocks_cpu_avx512bf16(fp8_code_table(), kind, false,
+                                           reinterpret_cast<const uint16_t*>(c), tiles, row,
+                                           reinterpret_cast<float*>(row + a.d_c)) == tiles) {
+      std::memcpy(row + a.d_c + 4 * tiles, k_pe, static_cast<size_t>(2 * a.d_r));
+      return;
+    }
+  }
+  HWY_DYNAMIC_DISPATCH(write_record)(a, c, k_pe, row);
+}
+
+// A prompt's records: made in a buffer that lies to the cache lines as the row does, and written a row later, when the
+// stores have left the core: whole lines past the caches, only the two ends by plain stores.
+class RecordStream {
+ public:
+  explicit RecordStream(int64_t bytes)
+      : bytes_(bytes), stride_((bytes + 127) / 64 * 64), held_(2 * stride_, false) {}
+  ~RecordStream() { write_out(); }
+  RecordStream(const RecordStream&) = delete;
+  RecordStream& operator=(const RecordStream&) = delete;
+  uint8_t* begin(uint8_t* row) {
+    uint8_t* made = held_.data() + (odd_ ? stride_ : 0) + reinterpret_cast<uintptr_t>(row) % 64;
+    odd_ = !odd_;
+    next_row_ = row, next_ = made;
+    return made;
+  }
+  void end() {
+    write_out();
+    row_ = next_row_, made_ = next_;
+  }
+
+ private:
+  void write_out() {
+    if (row_ == nullptr) return;
+    const int64_t head =
+        std::min(bytes_, static_cast<int64_t>(-reinterpret_cast<uintptr_t>(row_) % 64));
+    const int64_t lines = (bytes_ - head) / 64 * 64;
+    std::memcpy(row_, made_, static_cast<size_t>(head));
+    lines_past_caches(row_ + head, made_ + head, lines);
+    std::memcpy(row_ + head + lines, made_ + head + lines,
+                static_cast<size_t>(bytes_ - head - lines));
+    row_ = nullptr;
+  }
+  int64_t bytes_, stride_;
+  Buffer<uint8_t> held_;
+  bool odd_ = false;
+  uint8_t *row_ = nullptr, *next_row_ = nullptr;
+  const uint8_t *made_ = nullptr, *next_ = nullptr;
+};
+
+}  // namespace
+
+namespace {
+// The rows of k_pe as they go into the cache: where they lie, or rotated, some at a time, into a buffer in L1.
+class KeyRows {
+ public:
+  KeyRows(const spec::MlaCacheWriteArgs& a, const MlaCacheRope* rope, int64_t hi)
+      : a_(a),
+        rope_(rope),
+        hi_(hi),
+        e_(spec::dtype_bytes(a.dtype)),
+        rotated_(rope != nullptr ? kRows * a.d_r * e_ : 0, false) {}
+  const uint8_t* row(int64_t t) {  // t grows from call to call
+    if (rope_ == nullptr) return static_cast<const uint8_t*>(a_.k_pe) + t * a_.k_pe_stride * e_;
+    if (t >= end_) rotate(t);
+    return rotated_.data() + (t - first_) * a_.d_r * e_;
+  }
+
+ private:
+  static constexpr int64_t kRows = 32;
+  void rotate(int64_t t) {
+    first_ = t, end_ = std::min(hi_, t + kRows);
+    rope_cpu_simd({end_ - t, 1, a_.d_r, rope_->form, false, a_.dtype, a_.dtype,
+                   static_cast<const uint8_t*>(a_.k_pe) + t * a_.k_pe_stride * e_, a_.k_pe_stride,
+                   a_.d_r, rotated_.data(), a_.d_r, a_.d_r, rope_->cos, rope_->sin,
+                   rope_->positions + t});
+  }
+  const spec::MlaCacheWriteArgs& a_;
+  const MlaCacheRope* rope_;
+  int64_t hi_, e_, first_ = 0, end_ = 0;
+  Buffer<uint8_t> rotated_;
+};
+
+// rope: null, or what k_pe still needs.
+void write_rows(const spec::MlaCacheWriteArgs& a, const MlaCacheRope* rope) {
   const int64_t e = spec::dtype_bytes(a.dtype);
   const int64_t row_bytes = spec::mla_cache_row_bytes(a.kv_format, a.dtype, a.d_c, a.d_r);
-  // Quantising costs some passes more than copying.
   const bool record = a.kv_format != spec::KvFormat::bf16;
   // Quantising costs some passes more than copying.
   const int threads =
       team_for(static_cast<double>(a.T) * static_cast<double>(row_bytes) * (record ? 4 : 2), 0);
   const uint8_t* c = static_cast<const uint8_t*>(a.c);
-  const uint8_t* k_pe = static_cast<const uint8_t*>(a.k_pe);
   uint8_t* cache = static_cast<uint8_t*>(a.cache);
   // A prompt's rows are read by later steps; a decode step's few at once, so they stay in the caches.
   constexpr int64_t kPromptBytes = 256 << 10;
-  const bool stream = !record && a.T * row_bytes >= kPromptBytes &&
-                      line_aligned(cache, row_bytes) && line_aligned(nullptr, a.d_c * e) &&
-                      line_aligned(nullptr, a.d_r * e);
+  const bool prompt = a.T * row_bytes >= kPromptBytes;
+  const bool stream = !record && prompt && line_aligned(cache, row_bytes) &&
+                      line_aligned(nullptr, a.d_c * e) && line_aligned(nullptr, a.d_r * e);
   constexpr int64_t kRowsAhead = 4;
+  const auto records = [&](int64_t lo, int64_t hi) {
+    RecordStream out(row_bytes);
+    KeyRows k_pe(a, rope, hi);
+    for (int64_t t = lo; t < hi; ++t) {
+      const int64_t soon = t + kRowsAhead;
+      if (soon < hi && a.slots[soon] >= 0) {  // the lines at both ends
+        const uint8_t* row = cache + a.slots[soon] * row_bytes;
+        __builtin_prefetch(row, 1), __builtin_prefetch(row + row_bytes - 1, 1);
+      }
+      const char* ask = reinterpret_cast<const char*>(c + (t + 2) * a.c_stride * e);
+      for (int64_t i = 0; i < a.d_c * e; i += 64) __builtin_prefetch(ask + i);
+      if (a.slots[t] < 0) continue;
+      write_record(a, c + t * a.c_stride * e, k_pe.row(t),
+                   out.begin(cache + a.slots[t] * row_bytes));
+      out.end();
+    }
+  };
   for_spans(a.T, threads, [&](int64_t lo, int64_t hi) {
+    if (record && prompt) {
+      records(lo, hi);
+      return end_streaming();
+    }
+    KeyRows k_pe(a, rope, hi);
     for (int64_t t = lo; t < hi; ++t) {
       const int64_t soon = t + kRowsAhead;
       if (!stream && soon < hi && a.slots[soon] >= 0)  // no hardware knows where the next slot lies
@@ -150,10 +265,10 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
           __builtin_prefetch(cache + a.slots[soon] * row_bytes + i, 1);
       if (a.slots[t] < 0) continue;
       const uint8_t* from = c + t * a.c_stride * e;
-      const uint8_t* from_pe = k_pe + t * a.k_pe_stride * e;
+      const uint8_t* from_pe = k_pe.row(t);
       uint8_t* row = cache + a.slots[t] * row_bytes;
       if (record) {
-        HWY_DYNAMIC_DISPATCH(write_record)(a, from, from_pe, row);
+        write_record(a, from, from_pe, row);
       } else if (stream) {
         copy_past_caches(row, from, a.d_c * e, from + a.c_stride * e);
         copy_past_caches(row + a.d_c * e, from_pe, a.d_r * e, from_pe + a.k_pe_stride * e);
@@ -164,6 +279,18 @@ void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept {
     }
     if (stream) end_streaming();
   });
+}
+}  // namespace
+
+void mla_cache_write_cpu_simd(const spec::MlaCacheWriteArgs& a) noexcept { write_rows(a, nullptr); }
+void mla_cache_write_rope_cpu_simd(const spec::MlaCacheWriteArgs& a,
+                                   const MlaCacheRope& rope) noexcept {
+  write_rows(a, &rope);
+}
+const char* mla_cache_write_cpu_simd_isa(const spec::MlaCacheWriteShape& s) noexcept {
+  const bool table = s.kv_format != spec::KvFormat::bf16 && s.dtype == spec::DType::bf16 &&
+                     s.d_c % kKvTile == 0 && fp8_codes_avx512bf16_supported();
+  return table ? "avx512_bf16+vbmi" : attention_cpu_simd_isa(spec::DType::f32);
 }
 }  // namespace v3b::kern
 #endif

@@ -1,12 +1,13 @@
 // FP8 quantisation in Highway: one pass for the largest magnitude of 128 (or 128x128) values, one for the codes, while
-// they lie in L1. Codes equal the reference's: whole blocks by the short way of fp8_encode-inl.h, the rest by
-// spec::to_f8e4m3 on lanes.
+// they lie in L1. Codes equal the reference's: bf16 by table look-up (fp8_codes.h) where the level is AVX512_BF16, else whole
+// blocks by the short way of fp8_encode-inl.h and the rest by spec::to_f8e4m3 on lanes.
 #include <algorithm>
 #include <bit>
 
 #include "kernels/core/cpu.h"
 #include "kernels/core/team.h"
 #include "kernels/gemm/fp8.h"
+#include "kernels/gemm/fp8_codes.h"
 #include "kernels/norm_rope/stream.h"
 
 #define HWY_DISABLED_TARGETS HWY_SSE4  // the build needs AVX2 anyway: less to compile
@@ -174,7 +175,29 @@ void rows_of(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1) {
     activation_rows<true, kStream, T>(a, r0, r1);
   else
     activation_rows<false, kStream, T>(a, r0, r1);
-  if (kStream) hwy::FlushStream();
+}
+
+// Blocks [b0, b1) of columns of the rows [r0, r1) alone, any values.
+template <class T>
+void part_of(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, int64_t b0, int64_t b1) {
+  const int64_t kb = spec::fp8_blocks(a.cols), step = a.weight ? kBlock : 1;
+  const T* x = static_cast<const T*>(a.x);
+  auto* codes = reinterpret_cast<uint8_t*>(a.codes);
+  for (int64_t r = r0; r < r1; r += step)
+    for (int64_t b = b0; b < b1; ++b) {
+      const int64_t c = b * kBlock, n = std::min(kBlock, a.cols - c), rows = std::min(step, r1 - r);
+      float amax = 0;
+      for (int64_t i = 0; i < rows; ++i)
+        amax = std::max(amax, amax_row(x + (r + i) * a.cols + c, n));
+      const float s = a.weight ? weight_scale(amax) : act_scale(amax, a.act_scale);
+      a.scales[r / step * kb + b] = s;
+      for (int64_t i = 0; i < rows; ++i)
+        encode_row(x + (r + i) * a.cols + c, n, s, codes + (r + i) * a.cols + c);
+    }
+}
+void part(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, int64_t b0, int64_t b1) {
+  a.dtype == spec::DType::bf16 ? part_of<spec::bf16>(a, r0, r1, b0, b1)
+                               : part_of<float>(a, r0, r1, b0, b1);
 }
 
 void rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool stream) {
@@ -194,19 +217,83 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace v3b::kern {
 HWY_EXPORT(rows);
+HWY_EXPORT(part);
 HWY_EXPORT(isa);
+namespace {
 
-std::string fp8_quant_cpu_simd_isa() { return HWY_DYNAMIC_DISPATCH(isa)(); }
+// Rows [r0, r1) by table look-up, what that leaves (last columns, values that are not finite) one by one.
+void rows_by_table(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool stream) {
+  const Fp8CodeTable& table = fp8_code_table();
+  const Fp8Scale kind =
+      a.act_scale == spec::ActScale::ue8m0 ? Fp8Scale::act_ue8m0 : Fp8Scale::act_fp32;
+  const int64_t kb = spec::fp8_blocks(a.cols), whole = a.cols / spec::kFp8Block;
+  const auto* x = static_cast<const uint16_t*>(a.x);
+  auto* codes = reinterpret_cast<uint8_t*>(a.codes);
+  const auto rest = [&](int64_t r, int64_t end, int64_t b0, int64_t b1) {
+    HWY_DYNAMIC_DISPATCH(part)(a, r, end, b0, b1);
+  };
+  if (a.weight) {
+    for (int64_t r = r0; r < r1; r += spec::kFp8Block) {
+      const int64_t end = std::min(r1, r + spec::kFp8Block);
+      for (int64_t b = 0; b < whole; b += kFp8WeightBlocks) {
+        const int64_t at = r * a.cols + b * spec::kFp8Block,
+                      n = std::min(kFp8WeightBlocks, whole - b);
+        const uint32_t undone = fp8_quantise_weights_cpu_avx512bf16(
+            table, stream, x + at, a.cols, end - r, n, codes + at,
+            a.scales + r / spec::kFp8Block * kb + b);
+        for (int64_t i = 0; i < n; ++i)
+          if ((undone >> i & 1u) != 0) rest(r, end, b + i, b + i + 1);
+      }
+      if (whole < kb) rest(r, end, whole, kb);
+    }
+  } else {
+    const bool dense = whole == kb;  // then all rows are one
+    for (int64_t r = r0; r < r1; r = dense ? r1 : r + 1) {
+      const int64_t blocks = dense ? (r1 - r) * kb : whole;
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t at = r * a.cols + b * spec::kFp8Block;
+        b += fp8_quantise_blocks_cpu_avx512bf16(table, kind, stream, x + at, blocks - b, codes + at,
+                                                a.scales + r * kb + b);
+        if (b < blocks) rest(r + b / kb, r + b / kb + 1, b % kb, b % kb + 1);
+      }
+      if (!dense) rest(r, r + 1, whole, kb);
+    }
+  }
+}
+
+bool by_table(const spec::Fp8QuantArgs& a) {
+  return a.dtype == spec::DType::bf16 && fp8_codes_avx512bf16_supported();
+}
+
+void some_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool stream) {
+  if (by_table(a)) return rows_by_table(a, r0, r1, stream);
+  HWY_DYNAMIC_DISPATCH(rows)(a, r0, r1, stream);
+}
+
+}  // namespace
+
+void fp8_quant_values(const uint16_t* bf16_bits, int64_t n, spec::ActScale act_scale, bool stream,
+                      spec::f8e4m3* codes, float* scales) noexcept {
+  some_rows({1, n, false, act_scale, spec::DType::bf16, bf16_bits, codes, scales}, 0, 1,
+            stream && n % 64 == 0 && line_aligned(codes, 0));
+}
+
+std::string fp8_quant_cpu_simd_isa(spec::DType dtype) {
+  if (dtype == spec::DType::bf16 && fp8_codes_avx512bf16_supported()) return "avx512_bf16+vbmi";
+  return HWY_DYNAMIC_DISPATCH(isa)();
+}
 
 void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept {
-  // Two passes over what is read, and some twenty instructions for sixteen values: three times the bytes' cost.
+  // Two passes over what is read, and some twenty instructions for sixteen values: three times the bytes' cost. By table
+  // look-up they cost no more than the bytes.
+  const bool table = by_table(a);
   const double bytes = static_cast<double>(a.rows * a.cols * (spec::dtype_bytes(a.dtype) + 1));
   const bool stream = stream_output(a.rows * a.cols) && line_aligned(a.codes, a.cols);
   for_spans(
-      a.rows, team_for(3 * bytes, 0),
+      a.rows, team_for((table ? 1 : 3) * bytes, 0),
       [&](int64_t lo, int64_t hi) {
-        HWY_DYNAMIC_DISPATCH(rows)
-        (a, lo, hi, stream);
+        some_rows(a, lo, hi, stream);
+        if (stream) hwy::FlushStream();
       },
       a.weight ? spec::kFp8Block : 1);
 }

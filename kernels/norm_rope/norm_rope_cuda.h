@@ -3,8 +3,8 @@
 // plain path elsewhere. T = 0 is legal everywhere.
 #pragma once
 #include "kernels/core/cuda.h"
+#include "kernels/norm_rope/quant_out.h"
 #include "reference/spec/embedding.h"
-#include "reference/spec/fp8_quant.h"
 #include "reference/spec/rmsnorm.h"
 #include "reference/spec/rope.h"
 #include "reference/spec/swiglu.h"
@@ -14,12 +14,6 @@ namespace v3b::kern {
 // Any d; bf16 or f32. Least bytes: x and y once; with residual x, r twice, y. One block a row.
 void rmsnorm_cuda_simt(const spec::RmsNormArgs& a, CudaStream stream);
 
-// Where a fused kernel leaves 1x128 codes and scales (SPEC 1.22) of rows [T, n].
-struct QuantOut {
-  spec::f8e4m3* codes;  // [T, n]
-  float* scales;        // [T, ceil(n/128)]
-  spec::ActScale act_scale;
-};
 // RMSNorm, then quantisation of the bf16-rounded y: the bits of rmsnorm followed by fp8_quant. dtype bf16 (else throws
 // v3b::Error). a.y: also written, unless null.
 void rmsnorm_quant_cuda_simt(const spec::RmsNormArgs& a, const QuantOut& q, CudaStream stream);

@@ -6,11 +6,14 @@
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/rmsnorm.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "hwy/highway.h"
 #include "kernels/core/buffer.h"
 #include "kernels/core/team.h"
+#include "kernels/gemm/fp8.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
 #include "kernels/norm_rope/pairs-inl.h"
 #include "kernels/norm_rope/rmsnorm.h"
@@ -33,7 +36,9 @@ struct Job {
   const void* w;
   void* y;
   int64_t y_stride;
+  const QuantOut* quant;  // or null; bf16 rows only, then y may be null
 };
+constexpr int64_t kQuantPart = 1024;  // elements of y that are quantised at once, out of L1
 }  // namespace
 }  // namespace v3b::kern
 #endif
@@ -131,16 +136,15 @@ struct Rows {
     return total;
   }
 
-  // Second pass.
-  template <bool kMore>
-  HWY_INLINE void scale_row(int64_t t, float scale) const {
+  // Second pass, of elements [lo, hi) of the row; y: where element 0 goes.
+  template <bool kMore, bool kPast>
+  HWY_INLINE void scale_part(int64_t t, float scale, int64_t lo, int64_t hi, E* y) const {
     const DF df;
-    const int64_t n = 2 * static_cast<int64_t>(hn::Lanes(df)), d = j.d, body = d / n * n;
+    const int64_t n = 2 * static_cast<int64_t>(hn::Lanes(df)), body = lo + (hi - lo) / n * n;
     const E* from = kResidual ? kept : x(t);
-    E* y = static_cast<E*>(j.y) + t * j.y_stride;
     const VF vs = hn::Set(df, scale);
     const bool hf = j.hf;
-    for (int64_t i = 0; i < body; i += n) {
+    for (int64_t i = lo; i < body; i += n) {
       if constexpr (kMore) {
         if constexpr (kResidual)
           to_l2(r_in(t + 1) + i);
@@ -151,12 +155,31 @@ struct Rows {
       v = {hn::Mul(v.a, vs), hn::Mul(v.b, vs)};
       if (hf) v = {round_bf16(df, v.a), round_bf16(df, v.b)};
       const Two weight = load_two(w + i);
-      put<kStream>(round_two<E, kNative>(hn::Mul(v.a, weight.a), hn::Mul(v.b, weight.b)), y + i);
+      put<kPast>(round_two<E, kNative>(hn::Mul(v.a, weight.a), hn::Mul(v.b, weight.b)), y + i);
     }
-    for (int64_t i = body; i < d; ++i) {
+    for (int64_t i = body; i < hi; ++i) {
       float v = value(from[i]) * scale;
       if (hf) v = spec::to_float(spec::to_bf16(v));
       y[i] = element<E>(v * value(w[i]));
+    }
+  }
+
+  template <bool kMore>
+  HWY_INLINE void scale_row(int64_t t, float scale) const {
+    E* y = static_cast<E*>(j.y) + t * j.y_stride;
+    if constexpr (sizeof(E) == 2)
+      if (j.quant != nullptr) return quantise_row<kMore>(t, scale, j.y == nullptr ? nullptr : y);
+    scale_part<kMore, kStream>(t, scale, 0, j.d, y);
+  }
+  template <bool kMore>
+  HWY_INLINE void quantise_row(int64_t t, float scale, E* y) const {
+    alignas(64) E part[kQuantPart];
+    for (int64_t lo = 0; lo < j.d; lo += kQuantPart) {
+      const int64_t hi = std::min(j.d, lo + kQuantPart);
+      scale_part<kMore, false>(t, scale, lo, hi, part - lo);
+      fp8_quant_values(part, hi - lo, j.quant->act_scale, kStream, j.quant->codes + t * j.d + lo,
+                       j.quant->scales + t * spec::fp8_blocks(j.d) + lo / spec::kFp8Block);
+      if (y != nullptr) std::memcpy(y + lo, part, static_cast<size_t>(hi - lo) * sizeof(E));
     }
   }
 
@@ -239,9 +262,19 @@ void rmsnorm_cpu_simd(const spec::RmsNormArgs& a) noexcept { rmsnorm_cpu_simd(a,
 void rmsnorm_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in) noexcept {
   const int c = code(a.dtype);
   const bool hf = a.norm_rounding == spec::NormRounding::hf && c == 1;  // f32 storage: no rounding
+  const Job j{a.T,         a.d,        static_cast<float>(a.eps),
+              hf,          c,          c,
+              c,           a.x,        a.d,
+              residual_in, a.residual, a.w,
+              a.y,         a.d,        nullptr};
+  HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
+}
+void rmsnorm_quant_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in,
+                            const QuantOut& q) noexcept {
+  const bool hf = a.norm_rounding == spec::NormRounding::hf;
   const Job j{
-      a.T, a.d, static_cast<float>(a.eps), hf, c, c, c, a.x, a.d, residual_in, a.residual, a.w,
-      a.y, a.d};
+      a.T, a.d, static_cast<float>(a.eps), hf, 1, 1, 1, a.x, a.d, residual_in, a.residual, a.w, a.y,
+      a.d, &q};
   HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
 }
 void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {
@@ -258,7 +291,8 @@ void rmsnorm_mixed(const RmsNormMixedArgs& a) noexcept {
               nullptr,
               a.w,
               a.y,
-              a.y_stride};
+              a.y_stride,
+              nullptr};
   HWY_DYNAMIC_DISPATCH(rmsnorm)(j);
 }
 const char* rmsnorm_cpu_simd_isa() noexcept { return HWY_DYNAMIC_DISPATCH(rmsnorm_target)(); }

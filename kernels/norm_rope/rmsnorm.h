@@ -1,6 +1,7 @@
 // RMSNorm, optionally fused with the residual add (SPEC 1.2). FLOPs 4Td; least bytes 2Tde, with
 // residual 4Tde.
 #pragma once
+#include "kernels/norm_rope/quant_out.h"
 #include "reference/spec/rmsnorm.h"
 
 namespace v3b::kern {
@@ -8,6 +9,10 @@ void rmsnorm_cpu_simd(
     const spec::RmsNormArgs& a) noexcept;  // Highway, OpenMP over rows; f32 and bf16
 // The residual read from another place than the one that it is written to: residual = x + residual_in.
 void rmsnorm_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in) noexcept;
+// RMSNorm, then 1x128 FP8 quantisation of y as rounded to bf16: the bits of rmsnorm followed by fp8_quant. dtype bf16; a.y
+// is also written, unless null. Least bytes: T d (of codes) and the scales instead of 2Td of y.
+void rmsnorm_quant_cpu_simd(const spec::RmsNormArgs& a, const void* residual_in,
+                            const QuantOut& q) noexcept;
 const char* rmsnorm_cpu_simd_isa() noexcept;  // the Highway target that runs here
 
 // The same with strides and a dtype for each operand (f32 or bf16), as a forward pass with an f32

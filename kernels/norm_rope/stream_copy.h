@@ -23,6 +23,17 @@ inline void copy_past_caches(void* to, const void* from, int64_t bytes, const vo
     _mm256_stream_si256(reinterpret_cast<__m256i*>(q + i + 32), b);
   }
 }
+// The same without asking for anything.
+inline void lines_past_caches(void* to, const void* from, int64_t bytes) {
+  const char* p = static_cast<const char*>(from);
+  char* q = static_cast<char*>(to);
+  for (int64_t i = 0; i < bytes; i += 64) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i + 32));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(q + i), a);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(q + i + 32), b);
+  }
+}
 // What streamed must be seen before whatever is stored next by this thread.
 inline void end_streaming() { _mm_sfence(); }
 

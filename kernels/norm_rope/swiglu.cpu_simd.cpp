@@ -5,8 +5,12 @@
 #define HWY_TARGET_INCLUDE "kernels/norm_rope/swiglu.cpu_simd.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 //
+#include <algorithm>
+#include <cstring>
+
 #include "hwy/highway.h"
 #include "kernels/core/team.h"
+#include "kernels/gemm/fp8.h"
 #include "kernels/norm_rope/exp-inl.h"
 #include "kernels/norm_rope/hwy_io-inl.h"
 #include "kernels/norm_rope/pairs-inl.h"
@@ -17,7 +21,8 @@
 #define V3B_SWIGLU_ONCE
 namespace v3b::kern {
 namespace {
-constexpr double kExpBytes = 16;  // an exponential costs about as much as moving so many bytes
+constexpr double kExpBytes = 16;      // an exponential costs about as much as moving so many bytes
+constexpr int64_t kQuantPart = 1024;  // elements of y that are quantised at once, out of L1
 }  // namespace
 }  // namespace v3b::kern
 #endif
@@ -122,6 +127,50 @@ void swiglu(const spec::SwigluArgs& a) {
   swiglu_rows<float, float>(a);
 }
 
+// Parts of a row of y in L1, quantised from there.
+template <class X, bool kScaled, bool kNative>
+void quantised_rows(const spec::SwigluArgs& a, const QuantOut& q, int64_t lo, int64_t hi,
+                    bool stream) {
+  alignas(64) uint16_t part[kQuantPart];
+  for (int64_t t = lo; t < hi; ++t) {
+    const X* g = static_cast<const X*>(a.gate) + t * a.in_stride;
+    const X* u = static_cast<const X*>(a.up) + t * a.in_stride;
+    const float scale = kScaled ? a.row_scale[t] : 1.0F;
+    for (int64_t at = 0; at < a.m; at += kQuantPart) {
+      const int64_t n = std::min(kQuantPart, a.m - at);
+      // What is asked for ahead goes on behind this part, or in the next row.
+      const int64_t next = at + n < a.m ? n : a.in_stride - at;
+      if constexpr (sizeof(X) == 2)
+        same_type_row<X, kScaled, false, kNative>(n, next, g + at, u + at, scale, part);
+      else
+        swiglu_row(n, g + at, u + at, scale, part);
+      fp8_quant_values(part, n, q.act_scale, stream, q.codes + t * a.m + at,
+                       q.scales + t * spec::fp8_blocks(a.m) + at / spec::kFp8Block);
+      if (a.y != nullptr)
+        std::memcpy(static_cast<uint16_t*>(a.y) + t * a.y_stride + at, part,
+                    static_cast<size_t>(n) * 2);
+    }
+  }
+  if (stream) hwy::FlushStream();
+}
+template <class X>
+void quantised(const spec::SwigluArgs& a, const QuantOut& q) {
+  const int threads = team_for(static_cast<double>(a.T) * static_cast<double>(a.m) * kExpBytes, 0);
+  const bool stream = stream_output(a.T * a.m);
+  for_spans(a.T, threads, [&](int64_t lo, int64_t hi) {
+    const bool scaled = a.row_scale != nullptr;
+    if (native_bf16<uint16_t>())
+      scaled ? quantised_rows<X, true, true>(a, q, lo, hi, stream)
+             : quantised_rows<X, false, true>(a, q, lo, hi, stream);
+    else
+      scaled ? quantised_rows<X, true, false>(a, q, lo, hi, stream)
+             : quantised_rows<X, false, false>(a, q, lo, hi, stream);
+  });
+}
+void swiglu_quant(const spec::SwigluArgs& a, const QuantOut& q) {
+  a.in_type == spec::DType::bf16 ? quantised<uint16_t>(a, q) : quantised<float>(a, q);
+}
+
 const char* swiglu_target() { return target_name<uint16_t>(); }
 
 }  // namespace
@@ -132,9 +181,13 @@ HWY_AFTER_NAMESPACE();
 namespace v3b::kern {
 namespace {
 HWY_EXPORT(swiglu);
+HWY_EXPORT(swiglu_quant);
 HWY_EXPORT(swiglu_target);
 }  // namespace
 void swiglu_cpu_simd(const spec::SwigluArgs& a) noexcept { HWY_DYNAMIC_DISPATCH(swiglu)(a); }
+void swiglu_quant_cpu_simd(const spec::SwigluArgs& a, const QuantOut& q) noexcept {
+  HWY_DYNAMIC_DISPATCH(swiglu_quant)(a, q);
+}
 const char* swiglu_cpu_simd_isa() noexcept { return HWY_DYNAMIC_DISPATCH(swiglu_target)(); }
 }  // namespace v3b::kern
 #endif

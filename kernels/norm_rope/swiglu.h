@@ -3,11 +3,15 @@
 #pragma once
 #include <functional>
 
+#include "kernels/norm_rope/quant_out.h"
 #include "reference/spec/embedding.h"
 #include "reference/spec/swiglu.h"
 
 namespace v3b::kern {
 void swiglu_cpu_simd(const spec::SwigluArgs& a) noexcept;
+// SwiGLU, then 1x128 FP8 quantisation of y rounded to bf16: the bits of swiglu followed by fp8_quant. out_type bf16; a.y is
+// also written, unless null.
+void swiglu_quant_cpu_simd(const spec::SwigluArgs& a, const QuantOut& q) noexcept;
 const char* swiglu_cpu_simd_isa() noexcept;
 void softmax_cpu_simd(const spec::SoftmaxArgs& a) noexcept;
 const char* softmax_cpu_simd_isa() noexcept;

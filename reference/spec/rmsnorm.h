@@ -10,13 +10,17 @@ struct RmsNormShape {
   int64_t T = 1, d = 7168;
   bool residual = false;  // fused residual form
   NormRounding norm_rounding = NormRounding::single;
-  DType dtype = DType::bf16;  // of x, r, w, y
+  bool quant = false;  // y leaves as 1x128 FP8 codes and scales (1.22), not as itself
+  ActScale act_scale = ActScale::fp32;  // of these
+  DType dtype = DType::bf16;            // of x, r, w, y
   template <class S, class V>
   static void visit(S& s, V&& v) {
     v("T", s.T);
     v("d", s.d);
     v("residual", s.residual);
     v("norm_rounding", s.norm_rounding);
+    v("quant", s.quant);
+    v("act_scale", s.act_scale);
     v("dtype", s.dtype);
   }
 };

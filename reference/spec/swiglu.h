@@ -8,11 +8,15 @@ namespace v3b::spec {
 
 struct SwigluShape {
   int64_t T = 512, m = 2048;
+  bool quant = false;  // y leaves as 1x128 FP8 codes and scales (1.22), not as itself
+  ActScale act_scale = ActScale::fp32;  // of these
   DType dtype = DType::bf16;
   template <class S, class V>
   static void visit(S& s, V&& v) {
     v("T", s.T);
     v("m", s.m);
+    v("quant", s.quant);
+    v("act_scale", s.act_scale);
     v("dtype", s.dtype);
   }
 };
