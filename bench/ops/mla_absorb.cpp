@@ -114,7 +114,8 @@ struct MlaAbsorb {
                  nullptr,
                  [](Data& d) {
                    const auto a = d.args();
-                   auto w = std::make_shared<kern::PackedHeads>(a.dtype, a.n_h, a.n, a.k, a.w);
+                   auto w = std::make_shared<kern::PackedHeads>(
+                       kern::HeadsSource{a.dtype, a.n_h, a.n, a.k, a.w, a.k, a.n * a.k});
                    return Runner{.run = [a, w] { kern::mla_absorb_cpu_packed(a, *w); },
                                  .resolved_isa = kern::packed_isa(a.dtype, a.dtype)};
                  },

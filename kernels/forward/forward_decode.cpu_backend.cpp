@@ -5,7 +5,6 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/forward/parts.h"
-#include "kernels/gemm/gemm.h"
 #include "reference/spec/attention.h"
 
 namespace v3b::kern {
@@ -16,14 +15,9 @@ void attention_absorbed(const LayerContext& ctx, const AttentionDims& m, const P
   ws.q_abs.reserve_discard(n * m.n_h * row * e);
   ws.o_lat.reserve_discard(n * m.n_h * m.d_c * e);
   const uint8_t* q = ws.q.data() + u.first * m.n_h * m.d_qk * e;
-  GemmArgs g;
-  g.M = n, g.N = m.d_c, g.K = m.d_n;
-  g.a = q, g.lda = m.n_h * m.d_qk;
-  g.b = p.uk_t.bytes(), g.ldb = m.d_n;
-  g.c = ws.q_abs.data(), g.ldc = m.n_h * row;
-  g.ab_type = g.c_type = ctx.dtype;
-  traced("gemm_batched", {{"heads", m.n_h}, {"m", n}, {"n", m.d_c}, {"k", m.d_n}},
-         [&] { gemm_batched(g, m.n_h, m.d_qk, m.d_c * m.d_n, row); });
+  traced("mla_absorb", {{"heads", m.n_h}, {"m", n}, {"n", m.d_c}, {"k", m.d_n}}, [&] {
+    packed_heads({n, q, m.n_h * m.d_qk, m.d_qk, ws.q_abs.data(), m.n_h * row, row}, p.w_uk);
+  });
   for (int64_t r = 0; r < n * m.n_h; ++r)
     std::memcpy(ws.q_abs.data() + (r * row + m.d_c) * e, q + (r * m.d_qk + m.d_n) * e,
                 static_cast<size_t>(m.d_r * e));
@@ -49,15 +43,11 @@ void attention_absorbed(const LayerContext& ctx, const AttentionDims& m, const P
           {"d_r", m.d_r}},
          [&] { mla_decode_cpu_simd(a); });
 
-  const int64_t both = m.d_n + m.d_v;
-  GemmArgs w;
-  w.M = n, w.N = m.d_v, w.K = m.d_c;
-  w.a = ws.o_lat.data(), w.lda = m.n_h * m.d_c;
-  w.b = p.kv_b.bytes() + m.d_n * m.d_c * e, w.ldb = m.d_c;
-  w.c = ws.attn.data() + u.first * m.n_h * m.d_v * e, w.ldc = m.n_h * m.d_v;
-  w.ab_type = w.c_type = ctx.dtype;
-  traced("gemm_batched", {{"heads", m.n_h}, {"m", n}, {"n", m.d_v}, {"k", m.d_c}},
-         [&] { gemm_batched(w, m.n_h, m.d_c, both * m.d_c, m.d_v); });
+  traced("mla_absorb", {{"heads", m.n_h}, {"m", n}, {"n", m.d_v}, {"k", m.d_c}}, [&] {
+    packed_heads({n, ws.o_lat.data(), m.n_h * m.d_c, m.d_c,
+                  ws.attn.data() + u.first * m.n_h * m.d_v * e, m.n_h * m.d_v, m.d_v},
+                 p.w_uv);
+  });
 }
 
 }  // namespace v3b::kern

@@ -196,8 +196,13 @@ void pack_for_cpu(const model::ModelConfig& c, PackedModel& p) {
     l.borrowed = nullptr;
   };
   const auto pack_all = [&](PackedLayer& l) {
-    for (Linear* m : {&l.a_proj, &l.q_b, &l.o_proj, &l.gate_up, &l.down}) pack(*m);
-    pack(l.kv_b, true);  // the absorbed products read the rows of W_UV
+    const int64_t n_h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_v = c.v_head_dim;
+    const int64_t d_c = c.kv_lora_rank, head = (d_n + d_v) * d_c;
+    const uint8_t* w_uv = l.kv_b.bytes() + d_n * d_c * spec::dtype_bytes(p.dtype);
+    l.w_uk = PackedHeads({p.dtype, n_h, d_c, d_n, l.kv_b.bytes(), d_c, head, true});
+    l.w_uv = PackedHeads({p.dtype, n_h, d_v, d_c, w_uv, d_c, head, false});
+    l.uk_t = {};
+    for (Linear* m : {&l.a_proj, &l.q_b, &l.kv_b, &l.o_proj, &l.gate_up, &l.down}) pack(*m);
     if (!l.is_moe) return;
     const bool shared = l.shared_ptrs.gate != nullptr;
     l.packed_experts = PackedExperts(

@@ -18,11 +18,18 @@ void fp8_gemm_cpu_packed(const spec::Fp8GemmArgs& a, const PackedWeight& w) noex
 PackedMatrix lm_head_pack(const spec::LmHeadCeArgs& a);
 void lm_head_ce_cpu_packed(const spec::LmHeadCeArgs& a, const PackedWeight& w) noexcept;
 
-// A weight [n, k] a head.
+// A weight [n, k] a head. Head h of the source starts at w + h * stride elements: rows of `ld`, or, k_major, [k, ld].
+struct HeadsSource {
+  spec::DType type = spec::DType::bf16;
+  int64_t heads = 0, n = 0, k = 0;
+  const void* w = nullptr;
+  int64_t ld = 0, stride = 0;
+  bool k_major = false;
+};
 class PackedHeads {
  public:
   PackedHeads() = default;
-  PackedHeads(spec::DType type, int64_t heads, int64_t n, int64_t k, const void* w);
+  explicit PackedHeads(const HeadsSource& s);
   PackedWeight head(int64_t h) const { return {type_, n_, k_, data_.data() + h * bytes_}; }
   int64_t heads() const { return heads_; }
 
@@ -31,6 +38,15 @@ class PackedHeads {
   int64_t heads_ = 0, n_ = 0, k_ = 0, bytes_ = 0;
   Buffer<uint8_t> data_;
 };
+// y[t][h] [n] = W_h x[t][h] [k]; row t of head h at t * ld + h * head elements, x and y of the weights' type.
+struct HeadsArgs {
+  int64_t T = 0;
+  const void* x = nullptr;
+  int64_t ld_x = 0, head_x = 0;
+  void* y = nullptr;
+  int64_t ld_y = 0, head_y = 0;
+};
+void packed_heads(const HeadsArgs& a, const PackedHeads& w) noexcept;
 void mla_absorb_cpu_packed(const spec::MlaAbsorbArgs& a, const PackedHeads& w) noexcept;
 
 }  // namespace v3b::kern
