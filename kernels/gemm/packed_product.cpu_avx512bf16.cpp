@@ -318,6 +318,8 @@ void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64
   for (int64_t g = g0, n = 0; g < g1; g += n) {
     n = least(tile_groups(x.m), g1 - g);
     const CodeMicro normal = pick_codes<false>(x.m, n), marked = pick_codes<true>(x.m, n);
+    prefetch_l1(packed_code_marks(w, g + n));  // what comes next and is no part of the stream
+    if (w.scale != nullptr) prefetch_l1(w.scale + (g + n) / (kBlock / 16) * blocks);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * kBlock * 16;
       t.codes = static_cast<const uint8_t*>(w.data) + g * t.code_group + at;
