@@ -18,12 +18,13 @@
 namespace v3b::kern {
 namespace {
 
-constexpr int64_t kChunk = 8;   // rows of activations in a tile
-constexpr int64_t kGroups = 3;  // groups of outputs in a tile
-constexpr int64_t kDepth =
-    512;  // steps of a chain: its error grows with its length (notes/gemm.md)
+constexpr int64_t kChunk = 8;      // rows of activations in a tile
+constexpr int64_t kGroups = 3;     // groups of outputs in a tile
+constexpr int64_t kOneStream = 2;  // up to so many rows one group at a time: one linear stream
+// Steps of a chain: its error grows with its length (notes/gemm.md).
+constexpr int64_t kDepth = 512;
 constexpr int64_t kBlock = 128;   // of FP8 scales
-constexpr int64_t kAhead = 4096;  // bytes that a stream is asked for ahead
+constexpr int64_t kAhead = 8192;  // bytes that a stream is asked for ahead
 
 inline __m512 dot(__m512 acc, __m512i x, __m512i w) noexcept {
   return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w);
@@ -36,6 +37,13 @@ inline void prefetch_l1(const void* p) noexcept {
 }
 inline void prefetch_l2(const void* p) noexcept {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
+
+// One stream straight into L1; of three, some lines would be thrown out again before their turn.
+template <int G>
+inline void prefetch_stream(const void* p) noexcept {
+  if (G == 1) return prefetch_l1(p);
+  prefetch_l2(p);
 }
 
 // Steps that have sums of their own: a power of two, at most 24 sums.
@@ -113,7 +121,7 @@ void micro(const Tile& t) noexcept {
       for (int g = 0; g < G; ++g) {
         b[g] = _mm512_load_si512(w + g * t.group);
         if (kFetch == Ahead::stream)
-          prefetch_l1(reinterpret_cast<const char*>(w + g * t.group) + t.ahead);
+          prefetch_stream<G>(reinterpret_cast<const char*>(w + g * t.group) + t.ahead);
       }
       if (kFetch == Ahead::next2) prefetch_l2(next + t.group);
       if (kFetch == Ahead::next || kFetch == Ahead::next2) prefetch_l2(next), next += 16;
@@ -147,6 +155,7 @@ Micro pick(Ahead fetch, int64_t rows, int64_t groups) noexcept {
   return pick<Ahead::next>(rows, groups);
 }
 inline int64_t least(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
+inline int64_t tile_groups(int64_t m) noexcept { return m <= kOneStream ? 1 : kGroups; }
 
 // Up to a chunk of rows: each line of weights is read once, from memory.
 void few_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
@@ -156,7 +165,7 @@ void few_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1
   Tile t;
   t.group = steps * 16, t.ldc = ldc;
   for (int64_t g = g0, n = 0; g < g1; g += n) {
-    n = least(kGroups, g1 - g);
+    n = least(tile_groups(x.m), g1 - g);
     t.c = c + (g - g0) * 16;
     // The last lines of a group ask for the first ones of the group that this stream goes on with.
     const int64_t tail = least(kAhead / 64, steps);
@@ -230,15 +239,19 @@ void widen_marked(const CodeTile& t, int64_t g) noexcept {
 template <int R, int G, bool kKeep, bool kMarked>
 void code_micro(const CodeTile& t) noexcept {
   constexpr int U = split(R, G), L = U < 2 ? 1 : U / 2;  // lines at a time
+  // Few products a line: tables in the loop then, not by way of `wide`, which takes as long as the memory's line.
+  constexpr bool kInLoop = R <= kOneStream && !kKeep;
+  const PackedCodeBytes* tables = packed_code_tables();
   const CodeShifts shifts = load_code_shifts();
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
-    if (kMarked && t.marked[g]) widen_marked(t, g);
+    if (kMarked && !kInLoop && t.marked[g]) widen_marked(t, g);
   __m512 acc[U][R][G];
   clear(acc);
   const uint8_t* p = t.codes;
   const uint32_t* x = t.x;
   uint32_t* wide = t.wide->step[0];
+  __m512i second[G];
   constexpr int64_t kWideGroup = kBlock / 2 * 16;
   for (int64_t s = 0; s < t.steps; s += 2 * L) {
 #pragma GCC unroll 8
@@ -246,7 +259,12 @@ void code_micro(const CodeTile& t) noexcept {
       __m512i b[G];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        if (kMarked && t.marked[g]) {
+        if (kMarked && kInLoop && t.marked[g]) {
+          if (u % 2 == 0)
+            widen_any(tables, _mm512_load_si512(p + g * t.code_group), b[g], second[g]);
+          else
+            b[g] = second[g];
+        } else if (kMarked && t.marked[g]) {
           b[g] = _mm512_load_si512(wide + g * kWideGroup);
         } else {
           b[g] = _mm512_ternarylogic_epi32(
@@ -255,7 +273,7 @@ void code_micro(const CodeTile& t) noexcept {
               shifts.mask, shifts.exponent, 0xea);
           if (kKeep) _mm512_store_si512(wide + g * kWideGroup, b[g]);
         }
-        if (u % 2 == 0) prefetch_l1(p + g * t.code_group + t.ahead);
+        if (u % 2 == 0) prefetch_stream<G>(p + g * t.code_group + t.ahead);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -298,8 +316,10 @@ void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64
   rest.w = wide.step[0], rest.group = kBlock / 2 * 16;
   const int64_t tail = least(kAhead, t.code_group);
   for (int64_t g = g0, n = 0; g < g1; g += n) {
-    n = least(kGroups, g1 - g);
+    n = least(tile_groups(x.m), g1 - g);
     const CodeMicro normal = pick_codes<false>(x.m, n), marked = pick_codes<true>(x.m, n);
+    prefetch_l1(packed_code_marks(w, g + n));  // what comes next and is no part of the stream
+    if (w.scale != nullptr) prefetch_l1(w.scale + (g + n) / (kBlock / 16) * blocks);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * kBlock * 16;
       t.codes = static_cast<const uint8_t*>(w.data) + g * t.code_group + at;

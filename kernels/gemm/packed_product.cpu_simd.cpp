@@ -26,8 +26,8 @@ using Du = hn::RebindToUnsigned<Df>;
 using Vf = hn::Vec<Df>;
 
 constexpr int64_t kChunk = 8, kBlock = 128;
-constexpr int64_t kDepth = 1024;  // of K in a block
-constexpr int64_t kAhead = 4096;  // bytes
+constexpr int64_t kDepth = 1024, kDepthMany = 256;  // of K in a block
+constexpr int64_t kAhead = 4096;                    // bytes
 constexpr bool kWide = HWY_MAX_BYTES >= 64;
 constexpr int kVectors = kWide ? 1 : 16 / (HWY_MAX_BYTES / 4);  // of a group
 constexpr int kRows = kWide ? 8 : 4;
@@ -212,14 +212,14 @@ void product_dwords(const PackedWeight& w, const PackedRows& x, int64_t g0, int6
   const int64_t depth = packed_depth(w.type, w.k);
   const auto* data = static_cast<const uint8_t*>(w.data);
   const auto* xs = reinterpret_cast<const float*>(x.data);
-  const int64_t most = x.m == 1 ? 1 : 3;
+  const int64_t most = x.m == 1 ? 1 : 3, block = x.m <= kChunk ? kDepth : kDepthMany;
   Tile t;
   t.group = packed_group_bytes(w.type, w.k), t.ldc = ldc;
   for (int64_t g = g0, n = 0; g < g1; g += n) {
     n = std::min(most, g1 - g);
-    for (int64_t k = 0; k < depth; k += kDepth) {
+    for (int64_t k = 0; k < depth; k += block) {
       t.w = data + g * t.group + k * (kPairs ? 32 : 64);
-      t.depth = std::min(kDepth, depth - k);
+      t.depth = std::min(block, depth - k);
       t.c = c + (g - g0) * 16, t.add = add || k > 0;
       all_rows<kPairs>(t, x.m, n,
                        [&](int64_t first, int64_t rows) { return xs + first * depth + k * rows; });
