@@ -1,9 +1,12 @@
 // A checkpoint folder -> ModelWeights: one file or shards with an index.
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <set>
 
+#include "model/all_cores.h"
 #include "model/error.h"
 #include "model/json_util.h"
 #include "model/weights.h"
@@ -13,6 +16,8 @@
 namespace v3b::model {
 
 namespace {
+
+constexpr int64_t kWidenChunk = 1 << 20;  // elements that a thread takes at a time
 
 struct Checkpoint {
   std::map<std::string, TensorView> table;
@@ -108,11 +113,13 @@ std::vector<float> to_float_vector(const TensorView& t) {
       std::memcpy(out.data(), p, static_cast<size_t>(n) * 4);
       break;
     case spec::DType::bf16:
-      for (int64_t i = 0; i < n; ++i) {
-        spec::bf16 v;
-        std::memcpy(&v, p + 2 * i, 2);
-        out[static_cast<size_t>(i)] = spec::to_float(v);
-      }
+      on_all_cores(n, kWidenChunk, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) {
+          spec::bf16 v;
+          std::memcpy(&v, p + 2 * i, 2);
+          out[static_cast<size_t>(i)] = spec::to_float(v);
+        }
+      });
       break;
     case spec::DType::f16:
       for (int64_t i = 0; i < n; ++i) {
@@ -122,13 +129,20 @@ std::vector<float> to_float_vector(const TensorView& t) {
       }
       break;
     case spec::DType::f8e4m3: {
-      const int64_t blocks = (cols + 127) / 128;
-      for (int64_t i = 0; i < n; ++i) {
-        const float s =
-            t.scale_inv ? t.scale_inv[(i / cols) / 128 * blocks + (i % cols) / 128] : 1.0f;
-        out[static_cast<size_t>(i)] =
-            spec::to_float(spec::to_bf16(spec::to_float(spec::f8e4m3{p[i]}) * s));
-      }
+      std::array<float, 256> value{};
+      for (size_t c = 0; c < value.size(); ++c)
+        value[c] = spec::to_float(spec::f8e4m3{static_cast<uint8_t>(c)});
+      const int64_t blocks = (cols + 127) / 128, rows = n / std::max<int64_t>(1, cols);
+      on_all_cores(rows, std::max<int64_t>(1, kWidenChunk / std::max<int64_t>(1, cols)),
+                   [&](int64_t from, int64_t to) {
+                     for (int64_t r = from; r < to; ++r)
+                       for (int64_t j = 0; j < cols; ++j) {
+                         const float s =
+                             t.scale_inv ? t.scale_inv[r / 128 * blocks + j / 128] : 1.0f;
+                         out[static_cast<size_t>(r * cols + j)] =
+                             spec::to_float(spec::to_bf16(value[p[r * cols + j]] * s));
+                       }
+                   });
       break;
     }
     default:

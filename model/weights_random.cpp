@@ -3,13 +3,13 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <thread>
 
+#include "model/all_cores.h"
 #include "model/error.h"
 #include "model/rng.h"
 #include "model/weights.h"
@@ -163,26 +163,9 @@ struct AlignedBuffers {
   }
 };
 
-// body(first, last) over [0, n) in chunks on all cores; chunks are handed out one by one.
-template <class F>
-void on_all_cores(int64_t n, const F& body) {
-  const int64_t chunks = (n + kFillChunk - 1) / kFillChunk;
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t c = next++; c < chunks; c = next++)
-      body(c * kFillChunk, std::min(n, (c + 1) * kFillChunk));
-  };
-  const int64_t threads = std::min<int64_t>(
-      {chunks, 64, static_cast<int64_t>(std::max(1U, std::thread::hardware_concurrency()))});
-  std::vector<std::thread> pool;
-  for (int64_t t = 1; t < threads; ++t) pool.emplace_back(work);
-  work();
-  for (std::thread& t : pool) t.join();
-}
-
 template <class T>
 void fill_levels(T* out, int64_t n, const Rng& rng, const T (&level)[kLevels]) {
-  on_all_cores(n, [&](int64_t from, int64_t to) {
+  on_all_cores(n, kFillChunk, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i += 4) {
       const uint64_t bits = rng_u64(rng, static_cast<uint64_t>(i / 4));
       for (int64_t j = i; j < std::min(to, i + 4); ++j)

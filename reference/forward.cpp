@@ -2,6 +2,7 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
 #include <string>
 #include <type_traits>
 
@@ -37,10 +38,6 @@ using View = Eigen::Map<const Matrix<S>>;
 template <class S>
 Matrix<S> linear(const Matrix<S>& x, const std::vector<S>& w, int64_t out) {
   return x * View<S>(w.data(), out, x.cols()).transpose();
-}
-template <class S>
-Matrix<S> columns(const Matrix<S>& x, int64_t first, int64_t n) {
-  return x.middleCols(first, n);
 }
 template <class S>
 std::vector<float> floats(const Matrix<S>& x) {
@@ -86,6 +83,14 @@ class RefSequence final : public model::Sequence {
   int64_t d_c_, d_r_;
 };
 
+// One sequence's rows [first, first + T) of a pass, at positions s0 and on.
+template <class S>
+struct Part {
+  std::vector<LayerCache<S>>& caches;
+  int64_t first, T, s0;
+  ForwardResult& r;
+};
+
 template <class S>
 class RefBackend final : public model::Backend {
  public:
@@ -106,30 +111,34 @@ class RefBackend final : public model::Backend {
 
   ForwardResult forward(model::Sequence& sequence, std::span<const int32_t> ids,
                         const ForwardOptions& o) override {
-    auto& seq = dynamic_cast<RefSequence<S>&>(sequence);
-    const int64_t T = static_cast<int64_t>(ids.size()), s0 = seq.length(), d = cfg_.hidden_size;
-    check_room(s0 + T, T);
-    Matrix<S> h(T, d);
-    embedding<S>(T, d, cfg_.vocab_size, ids.data(), params_.embed.data(), h.data());
-    ForwardResult r;
-    r.T = T;
-    if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(h));
-    for (int64_t l = 0; l < cfg_.num_hidden_layers; ++l) {
-      layer(params_.layers[l], l, seq.main[l], s0, h, o, r);
-      if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(h));
-    }
-    const Matrix<S> f = norm(h, params_.norm, cfg_.rms_norm_eps);
-    if (o.hidden)
-      r.hidden = floats<S>(options_.flags.mtp_hidden == spec::MtpHidden::post_norm ? f : h);
-    logits(f, params_.head_or_embed(), o, r);
-    return r;
+    return std::move(forward_batch(std::array{model::BatchItem{&sequence, ids}}, o)[0]);
   }
 
+  // Weights meet the rows of all sequences together; attention, routes and capacity are each sequence's own.
   std::vector<ForwardResult> forward_batch(std::span<const model::BatchItem> items,
                                            const ForwardOptions& o) override {
-    std::vector<ForwardResult> out;
-    for (const auto& i : items) out.push_back(forward(*i.sequence, i.ids, o));
-    return out;
+    const int64_t d = cfg_.hidden_size;
+    std::vector<ForwardResult> results(items.size());
+    std::vector<Part<S>> parts;
+    int64_t rows = 0;
+    for (size_t i = 0; i < items.size(); ++i) {
+      auto& seq = dynamic_cast<RefSequence<S>&>(*items[i].sequence);
+      const int64_t T = results[i].T = static_cast<int64_t>(items[i].ids.size());
+      check_room(seq.length() + T, T);
+      parts.push_back({seq.main, rows, T, seq.length(), results[i]});
+      rows += T;
+    }
+    Matrix<S> h(rows, d);
+    for (size_t i = 0; i < items.size(); ++i)
+      embedding<S>(parts[i].T, d, cfg_.vocab_size, items[i].ids.data(), params_.embed.data(),
+                   h.data() + parts[i].first * d);
+    keep_layer(parts, h, o);
+    for (int64_t l = 0; l < cfg_.num_hidden_layers; ++l) {
+      layer(params_.layers[l], l, l, parts, h, o);
+      keep_layer(parts, h, o);
+    }
+    outputs(parts, h, params_.norm, params_.head_or_embed(), o);
+    return results;
   }
 
   ForwardResult mtp_forward(model::Sequence& sequence, std::span<const int32_t> next_ids,
@@ -159,13 +168,11 @@ class RefBackend final : public model::Backend {
     Matrix<S> x = linear(u, m.eh_proj, d);
     ForwardResult r;
     r.T = T;
-    if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(x));
-    layer(m.layer, cfg_.num_hidden_layers, seq.mtp[0], s0, x, o, r);
-    if (o.layer_hidden) r.layer_hidden.push_back(floats<S>(x));
-    const Matrix<S> f = norm(x, m.norm, cfg_.rms_norm_eps);
-    if (o.hidden)
-      r.hidden = floats<S>(options_.flags.mtp_hidden == spec::MtpHidden::post_norm ? f : x);
-    logits(f, m.own_head.empty() ? params_.head_or_embed() : m.own_head, o, r);
+    const std::vector<Part<S>> parts = {{seq.mtp, 0, T, s0, r}};
+    keep_layer(parts, x, o);
+    layer(m.layer, cfg_.num_hidden_layers, 0, parts, x, o);
+    keep_layer(parts, x, o);
+    outputs(parts, x, m.norm, m.own_head.empty() ? params_.head_or_embed() : m.own_head, o);
     return r;
   }
 
@@ -204,11 +211,31 @@ class RefBackend final : public model::Backend {
     return y;
   }
 
-  void logits(const Matrix<S>& f, const std::vector<S>& head, const ForwardOptions& o,
-              ForwardResult& r) const {
+  static void keep_layer(const std::vector<Part<S>>& parts, const Matrix<S>& h,
+                         const ForwardOptions& o) {
+    if (!o.layer_hidden) return;
+    for (const Part<S>& a : parts)
+      a.r.layer_hidden.push_back(floats<S>(h.middleRows(a.first, a.T)));
+  }
+
+  void outputs(const std::vector<Part<S>>& parts, const Matrix<S>& h, const std::vector<S>& w,
+               const std::vector<S>& head, const ForwardOptions& o) const {
+    const Matrix<S> f = norm(h, w, cfg_.rms_norm_eps);
+    const bool post = options_.flags.mtp_hidden == spec::MtpHidden::post_norm,
+               all = o.logits == model::LogitsOf::all;
+    for (const Part<S>& a : parts)
+      if (o.hidden) a.r.hidden = floats<S>((post ? f : h).middleRows(a.first, a.T));
     if (o.logits == model::LogitsOf::none) return;
-    const Matrix<S> rows = o.logits == model::LogitsOf::last ? Matrix<S>(f.bottomRows(1)) : f;
-    r.logits = floats<S>(linear(rows, head, cfg_.vocab_size));
+    Matrix<S> rows = f;
+    if (!all) {
+      rows.resize(static_cast<int64_t>(parts.size()), f.cols());
+      for (size_t i = 0; i < parts.size(); ++i)
+        rows.row(static_cast<int64_t>(i)) = f.row(parts[i].first + parts[i].T - 1);
+    }
+    const Matrix<S> z = linear(rows, head, cfg_.vocab_size);
+    for (size_t i = 0; i < parts.size(); ++i)
+      parts[i].r.logits = floats<S>(all ? z.middleRows(parts[i].first, parts[i].T)
+                                        : z.middleRows(static_cast<int64_t>(i), 1));
   }
 
   // Routed experts of one layer; those of a late model are widened a few at a time, and their shares added up.
@@ -250,13 +277,14 @@ class RefBackend final : public model::Backend {
     }
   }
 
-  void layer(const LayerParams<S>& p, int64_t index, LayerCache<S>& cache, int64_t s0, Matrix<S>& h,
-             const ForwardOptions& o, ForwardResult& r) const {
-    h += attention(p, cache, s0, norm(h, p.input_norm, cfg_.rms_norm_eps));
+  // `slot`: which of a part's caches is this layer's.
+  void layer(const LayerParams<S>& p, int64_t index, int64_t slot,
+             const std::vector<Part<S>>& parts, Matrix<S>& h, const ForwardOptions& o) const {
+    h += attention(p, slot, parts, norm(h, p.input_norm, cfg_.rms_norm_eps));
     const Matrix<S> u = norm(h, p.post_norm, cfg_.rms_norm_eps);
     Matrix<S> y(u.rows(), u.cols());
     if (p.is_moe) {
-      moe_block(p, index, u, y, o, r);
+      moe_block(p, index, parts, u, y, o);
     } else {
       const Ffn<S> w{p.mlp.gate.data(), p.mlp.up.data(), p.mlp.down.data()};
       ffn<S>(u.rows(), u.cols(), cfg_.intermediate_size, u.data(), w, y.data());
@@ -264,11 +292,32 @@ class RefBackend final : public model::Backend {
     h += y;
   }
 
-  Matrix<S> attention(const LayerParams<S>& p, LayerCache<S>& cache, int64_t s0,
+  Matrix<S> attention(const LayerParams<S>& p, int64_t slot, const std::vector<Part<S>>& parts,
                       const Matrix<S>& x) const {
+    const int64_t n_h = cfg_.num_attention_heads, d_c = cfg_.kv_lora_rank,
+                  d_r = cfg_.qk_rope_head_dim, q_cols = n_h * (cfg_.qk_nope_head_dim + d_r);
+    // SPEC 1.6, projections.
+    const Matrix<S> q =
+        cfg_.q_lora_rank > 0
+            ? linear(norm(linear(x, p.q_a, cfg_.q_lora_rank), p.q_a_norm, kLatentNormEps), p.q_b,
+                     q_cols)
+            : linear(x, p.q_proj, q_cols);
+    const Matrix<S> kv = linear(x, p.kv_a, d_c + d_r);
+    Matrix<S> o(x.rows(), n_h * cfg_.v_head_dim);
+    for (const Part<S>& a : parts)
+      o.middleRows(a.first, a.T) = attention_core_of(
+          p, a.caches[static_cast<size_t>(slot)], a.s0, q.middleRows(a.first, a.T),
+          norm(kv.block(a.first, 0, a.T, d_c), p.kv_a_norm, kLatentNormEps),
+          kv.block(a.first, d_c, a.T, d_r));
+    return linear(o, p.o, cfg_.hidden_size);
+  }
+
+  // One sequence: RoPE, its new rows into the cache, and what q then sees. -> [T, n_h d_v]
+  Matrix<S> attention_core_of(const LayerParams<S>& p, LayerCache<S>& cache, int64_t s0,
+                              Matrix<S> q, const Matrix<S>& c_new, const Matrix<S>& k_new) const {
     const MlaShape m{cfg_.num_attention_heads, cfg_.qk_nope_head_dim, cfg_.qk_rope_head_dim,
                      cfg_.v_head_dim, cfg_.kv_lora_rank};
-    const int64_t T = x.rows(), s = s0 + T, half = m.d_r / 2;
+    const int64_t T = q.rows(), s = s0 + T, half = m.d_r / 2;
     const spec::RopeForm form = spec::rope_form(options_.flags.rope_layout, cfg_.rope_interleave);
     const bool dynamic =
         cfg_.rope_scaling.type == model::RopeType::dynamic || cfg_.rope_scaling.dynamic;
@@ -276,11 +325,6 @@ class RefBackend final : public model::Backend {
     std::vector<S> cos(static_cast<size_t>(s * half)), sin(cos.size());
     rope_table<S>(freqs, 0, s, cos.data(), sin.data());
 
-    // SPEC 1.6, projections.
-    Matrix<S> q = cfg_.q_lora_rank > 0
-                      ? linear(norm(linear(x, p.q_a, cfg_.q_lora_rank), p.q_a_norm, kLatentNormEps),
-                               p.q_b, m.n_h * m.d_qk())
-                      : linear(x, p.q_proj, m.n_h * m.d_qk());
     Matrix<S> q_pe(T, m.n_h * m.d_r);
     for (int64_t i = 0; i < m.n_h; ++i)
       q_pe.middleCols(i * m.d_r, m.d_r) = q.middleCols(i * m.d_qk() + m.d_n, m.d_r);
@@ -288,9 +332,6 @@ class RefBackend final : public model::Backend {
             sin.data() + s0 * half, q_pe.data());
     for (int64_t i = 0; i < m.n_h; ++i)
       q.middleCols(i * m.d_qk() + m.d_n, m.d_r) = q_pe.middleCols(i * m.d_r, m.d_r);
-    const Matrix<S> kv = linear(x, p.kv_a, m.d_c + m.d_r);
-    const Matrix<S> c_new = norm(columns(kv, 0, m.d_c), p.kv_a_norm, kLatentNormEps);
-    const Matrix<S> k_new = kv.rightCols(m.d_r);
     cache.c.insert(cache.c.end(), c_new.data(), c_new.data() + c_new.size());
     cache.k_raw.insert(cache.k_raw.end(), k_new.data(), k_new.data() + k_new.size());
 
@@ -316,7 +357,7 @@ class RefBackend final : public model::Backend {
                          o_lat.data());
       mla_unabsorb<S>(m, T, o_lat.data(), p.kv_b.data(), o.data());
     }
-    return linear(o, p.o, cfg_.hidden_size);
+    return o;
   }
 
   void through_record(Matrix<S>& c, Matrix<S>& k_pe) const {
@@ -333,9 +374,9 @@ class RefBackend final : public model::Backend {
     }
   }
 
-  void moe_block(const LayerParams<S>& p, int64_t index, const Matrix<S>& u, Matrix<S>& y,
-                 const ForwardOptions& o, ForwardResult& r) const {
-    const int64_t T = u.rows(), E = cfg_.n_routed_experts, K = cfg_.num_experts_per_tok;
+  void moe_block(const LayerParams<S>& p, int64_t index, const std::vector<Part<S>>& parts,
+                 const Matrix<S>& u, Matrix<S>& y, const ForwardOptions& o) const {
+    const int64_t E = cfg_.n_routed_experts, K = cfg_.num_experts_per_tok;
     const bool bf16 = options_.flags.router_dtype == spec::RouterDtype::bf16;
     const auto rounded = [&](const Matrix<S>& a) {
       return Matrix<S>(a.unaryExpr([](S v) { return round_to<S>(v, spec::DType::bf16); }));
@@ -343,27 +384,39 @@ class RefBackend final : public model::Backend {
     Matrix<S> z = linear(bf16 ? rounded(u) : u, p.router, E);
     if (bf16) z = rounded(z);
     const bool biased = model::router_uses_bias(cfg_, options_.flags) && !p.bias.empty();
-    const Routes<S> routes = route<S>(model::router_config(cfg_, options_.flags), T, z.data(),
-                                      biased ? p.bias.data() : nullptr);
+    const Routes<S> routes = route<S>(model::router_config(cfg_, options_.flags), u.rows(),
+                                      z.data(), biased ? p.bias.data() : nullptr);
     Ffn<S> shared;
     if (!p.shared.gate.empty())
       shared = {p.shared.gate.data(), p.shared.up.data(), p.shared.down.data()};
     std::vector<int32_t> served = routes.idx;  // -1: beyond the expert's capacity
-    std::vector<char> dropped;
-    if (options_.capacity_factor > 0) {
-      const std::vector<double> gate(routes.weight.begin(), routes.weight.end());
-      const auto keep = apply_capacity(T, K, E, served.data(), gate.data(),
-                                       expert_capacity(options_.capacity_factor, K, T, E),
-                                       options_.flags.drop_policy);
-      dropped.assign(keep.size(), 0);
-      for (size_t i = 0; i < keep.size(); ++i)
-        if (!keep[i]) served[i] = -1, dropped[i] = 1;
+    for (const Part<S>& a : parts) {
+      const auto choices = [&](const auto& of) {
+        return std::span(of).subspan(static_cast<size_t>(a.first * K),
+                                     static_cast<size_t>(a.T * K));
+      };
+      const auto idx = choices(routes.idx);
+      const auto weight = choices(routes.weight);
+      const auto gap = std::span(routes.gap).subspan(size_t(a.first), size_t(a.T));
+      std::vector<char> dropped;
+      if (options_.capacity_factor > 0) {
+        const std::vector<double> gate(weight.begin(), weight.end());
+        const auto keep = apply_capacity(a.T, K, E, idx.data(), gate.data(),
+                                         expert_capacity(options_.capacity_factor, K, a.T, E),
+                                         options_.flags.drop_policy);
+        dropped.assign(keep.size(), 0);
+        for (size_t i = 0; i < keep.size(); ++i)
+          if (!keep[i]) served[size_t(a.first * K) + i] = -1, dropped[i] = 1;
+      }
+      if (o.routes)
+        a.r.routes.push_back({index,
+                              K,
+                              {idx.begin(), idx.end()},
+                              {weight.begin(), weight.end()},
+                              {gap.begin(), gap.end()},
+                              std::move(dropped)});
     }
     routed(p, index, u, served, routes.weight.data(), shared, y);
-    if (o.routes)
-      r.routes.push_back(
-          {index, K, routes.idx, std::vector<float>(routes.weight.begin(), routes.weight.end()),
-           std::vector<float>(routes.gap.begin(), routes.gap.end()), std::move(dropped)});
   }
 
   model::BackendOptions options_;

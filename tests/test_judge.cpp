@@ -66,6 +66,7 @@ TEST(Judge, UnjudgedElementsAreSkippedButNotUnjudgedOutputs) {
   j.expected.tensors[0].skip = {0, 0, 0, 1};
   j.y.set(3, kNan);
   EXPECT_TRUE(j.verdict().passed) << j.verdict().reason;
+  EXPECT_EQ(j.verdict().note, "y: 3 of 4 elements judged");
   j.y.set(2, kNan);
   EXPECT_FALSE(j.verdict().passed);
   j.expected.tensors[0].skip = {1, 1, 1, 1};

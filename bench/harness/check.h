@@ -26,9 +26,11 @@ class CaseChecker {
   CaseChecker(const OpBase& op, CaseInfo info, uint64_t seed)
       : op_(op), info_(std::move(info)), seed_(seed) {}
 
-  // Each implementation gets its own fresh inputs and poisoned outputs; the reference is computed
-  // once a fill, after the first kernel ran on it.
+  // Each implementation gets poisoned outputs and inputs that are fresh or were found unchanged after the one before (the
+  // large ones take longer to make than to use; a tensor that is read and written, or a failure, makes them anew). The
+  // reference is computed once a fill, after the first kernel ran on it.
   CheckResult check(const std::string& how);
+  void forget_inputs() const { made_.clear(); }  // gives their memory back
 
   // Judges outputs that `how` left in any Data made with Fill::real and this seed; check() must have run before.
   Verdict judge_real(const std::string& how, const DataHandle& data) const;
@@ -41,6 +43,7 @@ class CaseChecker {
   CaseInfo info_;
   uint64_t seed_;
   std::map<Fill, Expected> expected_;
+  mutable std::map<Fill, DataHandle> made_;  // inputs that the next implementation may take
 };
 
 uint64_t tensor_hash(const HostTensor& t);

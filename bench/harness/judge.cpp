@@ -72,6 +72,9 @@ Verdict judge_values(const ExpectedTensor& e, const std::vector<uint8_t>& skip,
   v.passed = true;
   if (n > 0 && judged == 0) return failure(e.name + ": the reference judges no element");
   if (n == 0) return v;
+  if (!e.skip.empty() && judged < n)
+    v.note =
+        e.name + ": " + std::to_string(judged) + " of " + std::to_string(n) + " elements judged";
   const double rms = std::sqrt(sum2 / static_cast<double>(judged));
   std::vector<Partial> parts(static_cast<size_t>(chunks));
 #pragma omp parallel for schedule(static) if (n > kParallelFrom)
@@ -230,7 +233,7 @@ void Verdict::merge(const Verdict& o) {
   err_over_bound = std::max(err_over_bound, o.err_over_bound);
   route_flips += o.route_flips;
   if (reason.empty()) reason = o.reason;
-  if (note.empty()) note = o.note;
+  if (note.find(o.note) == std::string::npos) note += (note.empty() ? "" : "; ") + o.note;
   passed = passed && o.passed;
 }
 

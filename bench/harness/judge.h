@@ -21,7 +21,7 @@ struct Verdict {
       0;  // worst error in units of its bound, element or norm; <= 1 passes; inf: NaN or bound 0
   std::string worst_index;  // "y[12]" of err_over_bound's element
   int64_t route_flips = 0;  // rows whose routes differ within the allowed gap
-  std::string note;  // how many rows were judged when some flipped; more than half flipped: failed
+  std::string note;  // rows judged if some flipped (over half: failed), elements if a sample is
   // Takes the worse of both (several outputs, several fills).
   void merge(const Verdict& other);
 };

@@ -63,16 +63,18 @@ Session start(const ForwardData& d, const std::string& name) {
       x.backend->append_rows(*x.seqs.back(), s.s0, forward_rows(s, d.seed, b));
       continue;
     }
-    if (d.what == ForwardWhat::mtp) {
-      const auto r = x.backend->forward(*x.seqs.back(), ids.first(size_t(s.s0 + s.T)), kOut);
-      x.hidden.assign(r.hidden.end() - s.T * s.d, r.hidden.end());
-      if (s.s0 > 0)
-        (void)x.backend->mtp_forward(*x.seqs.back(), ids.subspan(1, size_t(s.s0)),
-                                     std::span(r.hidden).first(size_t(s.s0 * s.d)), kOut);
-    } else if (s.s0 > 0) {
-      (void)x.backend->forward(*x.seqs.back(), ids.first(size_t(s.s0)), kOut);
-    }
+    if (d.what != ForwardWhat::mtp) continue;
+    const auto r = x.backend->forward(*x.seqs.back(), ids.first(size_t(s.s0 + s.T)), kOut);
+    x.hidden.assign(r.hidden.end() - s.T * s.d, r.hidden.end());
+    if (s.s0 > 0)
+      (void)x.backend->mtp_forward(*x.seqs.back(), ids.subspan(1, size_t(s.s0)),
+                                   std::span(r.hidden).first(size_t(s.s0 * s.d)), kOut);
   }
+  if (d.what == ForwardWhat::mtp || s.context == spec::ForwardContext::rows || s.s0 == 0) return x;
+  std::vector<model::BatchItem> prompts;
+  for (int64_t b = 0; b < s.B; ++b)
+    prompts.push_back({x.seqs[size_t(b)].get(), ids_of(d, b).first(size_t(s.s0))});
+  (void)x.backend->forward_batch(prompts, {model::LogitsOf::none});
   return x;
 }
 std::vector<model::ForwardResult> run_pass(const ForwardData& d, Session& x) {

@@ -34,8 +34,15 @@ struct MoeBank {
   // One matrix of one expert, dequantised.
   template <class S>
   std::vector<S> values(int i, int64_t e) const {
+    std::vector<S> out;
+    values(i, e, out);
+    return out;
+  }
+  // The same into a vector that goes from expert to expert: fresh pages take longer than the values.
+  template <class S>
+  void values(int i, int64_t e, std::vector<S>& out) const {
     const int64_t r = rows(i), c = cols(i);
-    std::vector<S> out(static_cast<size_t>(r * c));
+    out.resize(static_cast<size_t>(r * c));
 #pragma omp parallel for schedule(static)
     for (int64_t y = 0; y < r; ++y) {
       std::vector<double> row(static_cast<size_t>(c));
@@ -46,7 +53,6 @@ struct MoeBank {
         out[size_t(y * c + x)] =
             static_cast<S>(s == nullptr ? row[x] : row[x] * double(s[x / 128]));
     }
-    return out;
   }
 
   static MoeBank make(const spec::MoeExpertsShape& s, const char* which, int64_t E, int64_t m,

@@ -164,10 +164,10 @@ struct MoeExperts {
       d.weight.read(tokens[size_t(i)] * s.K, s.K, w.data() + i * s.K);
       std::copy_n(d.idx.as<int32_t>() + tokens[size_t(i)] * s.K, s.K, idx.data() + i * s.K);
     }
+    std::vector<double> gate, up, down;
     const auto add = [&](const Bank& b, int64_t e, int64_t K, const int32_t* routes,
                          const double* weight) {
-      const auto gate = b.values<double>(0, e), up = b.values<double>(1, e),
-                 down = b.values<double>(2, e);
+      b.values(0, e, gate), b.values(1, e, up), b.values(2, e, down);
       ref::moe<double>(n, s.d, b.m, 1, K, x.data(), routes, weight,
                        {{gate.data(), up.data(), down.data()}}, {}, 0, part.data(), s.moe_accum,
                        hidden_of(s));

@@ -47,7 +47,7 @@ extern "C" void v3b_emu_switch(void** save, void* load);
 
 namespace v3b::kern::emu {
 
-thread_local ThreadIndex* self = nullptr;
+constinit thread_local ThreadIndex* self = nullptr;
 
 namespace {
 

@@ -43,7 +43,9 @@ namespace v3b::kern::emu {
 struct ThreadIndex {
   dim3 thread, block, block_dim, grid_dim;
 };
-extern thread_local ThreadIndex* self;  // of the running fiber
+// Of the running fiber. constinit: without it every use goes through a wrapper that asks for an initialiser, which GCC 12
+// with UBSan takes for a null pointer.
+extern constinit thread_local ThreadIndex* self;
 
 uint8_t* shared_memory();
 void enqueue(dim3 grid, int threads, int64_t shared_bytes, std::function<void()> body);
