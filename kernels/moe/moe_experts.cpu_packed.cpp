@@ -30,8 +30,6 @@ using Plan = PackedPlan;
 constexpr int64_t kBlockRows = 256;       // rows a unit: results of six groups are 96 KiB
 constexpr int64_t kTokens = 4096;         // phase 2: tokens a unit, fewer where outputs are few
 constexpr int64_t kSerialPack = 1 << 16;  // elements that one thread packs before the region
-constexpr int64_t kStreamRows = 8;        // up to here the weights' speed is the bound
-constexpr int64_t kHead = 1024;           // bytes of a stream asked for before its product
 constexpr int64_t kTile = 3;              // groups of outputs that a product takes at a time
 // SwiGLU, sums and scattered rows: the experts run at about half the rate of one product on small shapes.
 constexpr double kExpertFactor = 2;
@@ -186,24 +184,6 @@ void pack_input(const Call& c, const Plan::Pack& k) {
   pack_rows(a.w_dtype, src, c.p.x.data() + b.x_at, k.r0, k.r1);
 }
 
-// The product, a tile at a time. Few rows: before each, the first lines of the next one's streams are asked for (groups
-// from next_g on of `next` follow the last), which would otherwise wait for the memory.
-void stream_product(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
-                    int64_t ld, const PackedWeight& next, int64_t next_g) {
-  if (x.m > kStreamRows || packed_group_bytes(w.type, w.k) < 16 * kHead)
-    return packed_product(w, x, g0, g1, c, ld, false);
-  for (int64_t g = g0; g < g1; g += kTile) {
-    const PackedWeight& then = g + kTile < g1 ? w : next;
-    const int64_t first = g + kTile < g1 ? g + kTile : next_g,
-                  last = std::min(packed_groups(then.n), first + kTile),
-                  bytes = packed_group_bytes(then.type, then.k);
-    const auto* at = static_cast<const std::byte*>(then.data);
-    for (int64_t i = 0; i < kHead; i += 64)
-      for (int64_t j = first; j < last; ++j) __builtin_prefetch(at + j * bytes + i, 0, 2);
-    packed_product(w, x, g, std::min(g1, g + kTile), c + (g - g0) * 16, ld, false);
-  }
-}
-
 // silu(gate) * up of one unit into the block's hidden rows.
 void hidden_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
   Plan& p = c.p;
@@ -214,8 +194,8 @@ void hidden_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
                 bytes = spec::dtype_bytes(c.rows_type);
   float *gate = reinterpret_cast<float*>(mine), *up = gate + c.block_floats;
   const PackedRows x{.m = b.rows, .k = c.a.d, .data = p.x.data() + b.x_at};
-  stream_product(w.gate, x, u.g0, u.g1, gate, ld, w.up, u.g0);
-  stream_product(w.up, x, u.g0, u.g1, up, ld, w.gate, u.g1);
+  packed_product(w.gate, x, u.g0, u.g1, gate, ld, false);
+  packed_product(w.up, x, u.g0, u.g1, up, ld, false);
   std::byte* hidden = p.hidden.data() + b.hidden_at * bytes;
   for (int64_t i = 0; i < b.rows; ++i)
     moe_swiglu_row(gate + i * ld, up + i * ld, n, c.rows_type == DType::bf16, false,
@@ -238,10 +218,7 @@ void output_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
     if (b.chunk != u.of) continue;
     const Plan::Job& job = p.jobs[b.job];
     const PackedRows x{.m = b.rows, .k = job.m, .data = p.hidden_packed.data() + b.packed_at};
-    const bool last = &b == &p.blocks.back();
-    const Plan::Block& then = last ? p.blocks.front() : *(&b + 1);
-    stream_product(c.w.expert(job.expert).down, x, u.g0, u.g1, out, ld,
-                   c.w.expert(p.jobs[then.job].expert).down, last ? u.g1 : u.g0);
+    packed_product(c.w.expert(job.expert).down, x, u.g0, u.g1, out, ld, false);
     for (int64_t i = 0; i < b.rows; ++i) {
       const int64_t r = b.r0 + i, token = job.first < 0 ? r : p.token[job.first + r];
       moe_add_row(in_bf16, out + i * ld, job.first < 0 ? 1.0F : a.weight[c.s.slot[job.first + r]],
