@@ -40,14 +40,16 @@ std::vector<bf16> rounded(const std::vector<float>& v) {
 TEST(CudaRows, OpCases) {
   check_op("rmsnorm", "cuda_simt",
            {"T=3,d=7168,residual=true,dtype=bf16", "T=2,d=8320,residual=true,dtype=bf16",
-            "T=2,d=8201,dtype=bf16", "T=2,d=512,norm_rounding=hf,dtype=bf16"});
+            "T=2,d=8201,dtype=bf16", "T=2,d=512,norm_rounding=hf,dtype=bf16",
+            "T=2,d=8200,residual=true,quant=true", "T=3,d=512,quant=true,act_scale=ue8m0"});
   check_op("embedding", "cuda_simt",
            {"T=3,d=7168,V=17,dtype=bf16", "T=3,d=37,V=17,dtype=bf16", "T=3,d=6,V=17,dtype=bf16"});
   check_op("rope", "cuda_simt",
            {"T=5,n_h=3,d_r=64,dtype=bf16", "T=5,n_h=3,d_r=64,dtype=f32",
             "T=5,n_h=3,d_r=64,rope_layout=hf_halfsplit,dtype=bf16", "T=2,n_h=2,d_r=512,dtype=f32",
             "T=2,n_h=2,d_r=500,dtype=bf16"});
-  check_op("swiglu", "cuda_simt", {"T=3,m=2560,dtype=bf16", "T=3,m=2056,dtype=f32"});
+  check_op("swiglu", "cuda_simt",
+           {"T=3,m=2560,dtype=bf16", "T=3,m=2056,dtype=f32", "T=3,m=2056,quant=true"});
   check_op("softmax", "cuda_simt",
            {"T=9,n=256", "T=2,n=1024", "T=2,n=1025", "T=2,n=20003", "T=1,n=129280"});
   check_op(

@@ -12,6 +12,7 @@
 #include "bench/harness/jobs.h"
 #include "bench/harness/peaks.h"
 #include "bench/harness/run.h"
+#include "reports/machine.h"
 
 namespace v3b::bench {
 namespace {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "kernels/core/cpu.h"
 #include "kernels/mtp/mtp_accept.h"
 #include "model/error.h"
 #include "model/rng.h"
@@ -365,6 +366,47 @@ TEST(DecodeLoopErrors, AreOneLine) {
   scen::DecodeOptions s;
   s.drafts = 1;
   EXPECT_THROW((void)scen::decode(*plain, prompt(3, 1), s), Error);
+}
+
+// The kernel adds in another order than the reference and must still stop at its index: marks on the ends of elements (equal
+// weights, and draws that are multiples of them), a hair beside them, at both ends, with zeros, NaN and nothing left.
+TEST(MtpAcceptKernel, StopsWhereTheReferenceStops) {
+  const int64_t B = 96, V = 2048, gamma = 1;
+  const size_t rows = 96;
+  for (const kern::Isa level : {kern::Isa::avx2, kern::Isa::avx512})
+    for (const int variant : {0, 1, 2, 3, 4}) {
+      std::vector<float> p(size_t(B * 2 * V)), q(size_t(B * V));
+      std::vector<int32_t> draft(rows, 3), want(rows), got(rows), want_tokens(2 * rows),
+          got_tokens(2 * rows);
+      std::vector<double> u(size_t(B * 2));
+      for (int64_t b = 0; b < B; ++b) {
+        const bool rejected = b % 2 == 1;
+        for (int64_t i = 0; i < V; ++i) {
+          float w = 1.0F / float(V);
+          if (variant == 1) w *= float(model::rng_uniform({7, 1}, uint64_t(b * V + i)));
+          if (variant == 2 && i % 3 != 0) w = 0;
+          if (variant == 4) w = 0.1F + float(i % 7);
+          p[size_t((2 * b) * V + i)] = p[size_t((2 * b + 1) * V + i)] = w;
+          q[size_t(b * V + i)] = rejected ? (i == 3 ? 1.0F : w / 2) : w;
+        }
+        if (variant == 3) p[size_t((2 * b) * V + 700)] = p[size_t((2 * b + 1) * V + 700)] = NAN;
+        p[size_t(2 * b * V + 3)] = rejected ? 0.0F : p[size_t(2 * b * V + 3)] + 1e-3F;
+        u[size_t(2 * b)] = rejected ? 0.9 : 0.0;
+        double mark = double(b * 21 % V) / double(V);
+        if (b % 3 == 1) mark = std::nextafter(mark, 1.0);
+        if (b % 3 == 2 && mark > 0) mark = std::nextafter(mark, 0.0);
+        u[size_t(2 * b + 1)] = b == 5 ? std::nextafter(1.0, 0.0) : mark;
+      }
+      const auto args = [&](std::vector<int32_t>& count, std::vector<int32_t>& tokens) {
+        return spec::MtpAcceptArgs{B,        gamma,        V,        false,        p.data(),
+                                   q.data(), draft.data(), u.data(), count.data(), tokens.data()};
+      };
+      ref::mtp_accept(args(want, want_tokens));
+      const kern::IsaCap cap(level);
+      kern::mtp_accept_cpu_simd(args(got, got_tokens));
+      EXPECT_EQ(got, want) << variant;
+      EXPECT_EQ(got_tokens, want_tokens) << variant;
+    }
 }
 
 }  // namespace

@@ -208,6 +208,12 @@ class KeyRows {
   static constexpr int64_t kRows = 32;
   void rotate(int64_t t) {
     first_ = t, end_ = std::min(hi_, t + kRows);
+    for (int64_t soon = end_; soon < std::min(hi_, end_ + kRows);
+         ++soon)  // no hardware knows where these lie
+      for (int64_t i = 0; i < a_.d_r / 2; i += 16) {
+        __builtin_prefetch(rope_->cos + rope_->positions[soon] * (a_.d_r / 2) + i);
+        __builtin_prefetch(rope_->sin + rope_->positions[soon] * (a_.d_r / 2) + i);
+      }
     rope_cpu_simd({end_ - t, 1, a_.d_r, rope_->form, false, a_.dtype, a_.dtype,
                    static_cast<const uint8_t*>(a_.k_pe) + t * a_.k_pe_stride * e_, a_.k_pe_stride,
                    a_.d_r, rotated_.data(), a_.d_r, a_.d_r, rope_->cos, rope_->sin,

@@ -14,9 +14,16 @@ namespace v3b::kern {
 // Codes and scales equal the reference's bit by bit (true division, no reciprocal).
 void fp8_quant_cpu_simd(const spec::Fp8QuantArgs& a) noexcept;
 std::string fp8_quant_cpu_simd_isa(spec::DType dtype);
-// n values of one row, from a block's first on, by this thread: codes [n], scales [ceil(n/128)]. `stream`: codes past the
-// caches where they begin on a line; the caller fences. What fused kernels call on what they have just made.
-void fp8_quant_values(const uint16_t* bf16_bits, int64_t n, spec::ActScale act_scale, bool stream,
+// What a fused kernel calls on the parts of a row of bf16 that it has just made: how, asked for once a call (level, flags),
+// then 1x128 codes and scales of n values from a block's first on, by this thread. `stream`: codes past the caches where
+// they begin on a line; the caller fences.
+struct Fp8Values {
+  const void* table;  // look-ups, or null
+  spec::ActScale act_scale;
+  bool stream;
+};
+Fp8Values fp8_values(spec::ActScale act_scale, bool stream) noexcept;
+void fp8_quant_values(const Fp8Values& how, const uint16_t* bf16_bits, int64_t n,
                       spec::f8e4m3* codes, float* scales) noexcept;
 
 // Widening: codes * scales to float or bf16 (weights: 128x128 scales). Row-major, dense.

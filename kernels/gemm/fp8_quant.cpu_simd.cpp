@@ -272,10 +272,22 @@ void some_rows(const spec::Fp8QuantArgs& a, int64_t r0, int64_t r1, bool stream)
 
 }  // namespace
 
-void fp8_quant_values(const uint16_t* bf16_bits, int64_t n, spec::ActScale act_scale, bool stream,
+Fp8Values fp8_values(spec::ActScale act_scale, bool stream) noexcept {
+  return {fp8_codes_avx512bf16_supported() ? &fp8_code_table() : nullptr, act_scale, stream};
+}
+void fp8_quant_values(const Fp8Values& how, const uint16_t* bf16_bits, int64_t n,
                       spec::f8e4m3* codes, float* scales) noexcept {
-  some_rows({1, n, false, act_scale, spec::DType::bf16, bf16_bits, codes, scales}, 0, 1,
-            stream && n % 64 == 0 && line_aligned(codes, 0));
+  const bool stream = how.stream && n % 64 == 0 && line_aligned(codes, 0);
+  if (how.table != nullptr && n % spec::kFp8Block == 0) {
+    const int64_t blocks = n / spec::kFp8Block;
+    if (fp8_quantise_blocks_cpu_avx512bf16(
+            *static_cast<const Fp8CodeTable*>(how.table),
+            how.act_scale == spec::ActScale::ue8m0 ? Fp8Scale::act_ue8m0 : Fp8Scale::act_fp32,
+            stream, bf16_bits, blocks, reinterpret_cast<uint8_t*>(codes), scales) == blocks)
+      return;
+  }
+  some_rows({1, n, false, how.act_scale, spec::DType::bf16, bf16_bits, codes, scales}, 0, 1,
+            stream);
 }
 
 std::string fp8_quant_cpu_simd_isa(spec::DType dtype) {

@@ -174,10 +174,11 @@ struct Rows {
   template <bool kMore>
   HWY_INLINE void quantise_row(int64_t t, float scale, E* y) const {
     alignas(64) E part[kQuantPart];
+    const Fp8Values how = fp8_values(j.quant->act_scale, kStream);
     for (int64_t lo = 0; lo < j.d; lo += kQuantPart) {
       const int64_t hi = std::min(j.d, lo + kQuantPart);
       scale_part<kMore, false>(t, scale, lo, hi, part - lo);
-      fp8_quant_values(part, hi - lo, j.quant->act_scale, kStream, j.quant->codes + t * j.d + lo,
+      fp8_quant_values(how, part, hi - lo, j.quant->codes + t * j.d + lo,
                        j.quant->scales + t * spec::fp8_blocks(j.d) + lo / spec::kFp8Block);
       if (y != nullptr) std::memcpy(y + lo, part, static_cast<size_t>(hi - lo) * sizeof(E));
     }

@@ -132,6 +132,7 @@ template <class X, bool kScaled, bool kNative>
 void quantised_rows(const spec::SwigluArgs& a, const QuantOut& q, int64_t lo, int64_t hi,
                     bool stream) {
   alignas(64) uint16_t part[kQuantPart];
+  const Fp8Values how = fp8_values(q.act_scale, stream);
   for (int64_t t = lo; t < hi; ++t) {
     const X* g = static_cast<const X*>(a.gate) + t * a.in_stride;
     const X* u = static_cast<const X*>(a.up) + t * a.in_stride;
@@ -144,7 +145,7 @@ void quantised_rows(const spec::SwigluArgs& a, const QuantOut& q, int64_t lo, in
         same_type_row<X, kScaled, false, kNative>(n, next, g + at, u + at, scale, part);
       else
         swiglu_row(n, g + at, u + at, scale, part);
-      fp8_quant_values(part, n, q.act_scale, stream, q.codes + t * a.m + at,
+      fp8_quant_values(how, part, n, q.codes + t * a.m + at,
                        q.scales + t * spec::fp8_blocks(a.m) + at / spec::kFp8Block);
       if (a.y != nullptr)
         std::memcpy(static_cast<uint16_t*>(a.y) + t * a.y_stride + at, part,
