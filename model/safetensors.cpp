@@ -13,6 +13,7 @@
 
 #include "model/error.h"
 #include "model/json_util.h"
+#include "model/save_weights.h"
 #include "model/weights.h"
 
 namespace v3b::model {
@@ -215,34 +216,39 @@ void write_all(int fd, const void* data, size_t size, const std::string& path) {
   }
 }
 
-}  // namespace
+// What is written: views of somebody's bytes, so that a model of gigabytes needs no copy.
+struct Piece {
+  const std::string* name;
+  DType dtype;
+  const std::vector<int64_t>* shape;
+  const void* data;
+  uint64_t bytes;
+};
 
-void save_safetensors(const std::string& path, const std::vector<OwnedTensor>& tensors,
-                      const std::map<std::string, std::string>& metadata) {
-  std::vector<const OwnedTensor*> order;  // as the official writer: wide types first, then by name
-  order.reserve(tensors.size());
-  for (const OwnedTensor& t : tensors) order.push_back(&t);
-  std::sort(order.begin(), order.end(), [](const OwnedTensor* a, const OwnedTensor* b) {
-    const int64_t wa = spec::dtype_bytes(a->dtype), wb = spec::dtype_bytes(b->dtype);
-    return wa != wb ? wa > wb : a->name < b->name;
+void save_pieces(const std::string& path, std::vector<Piece> order,
+                 const std::map<std::string, std::string>& metadata) {
+  // As the official writer: wide types first, then by name.
+  std::sort(order.begin(), order.end(), [](const Piece& a, const Piece& b) {
+    const int64_t wa = spec::dtype_bytes(a.dtype), wb = spec::dtype_bytes(b.dtype);
+    return wa != wb ? wa > wb : *a.name < *b.name;
   });
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t at = 0;
-  for (const OwnedTensor* t : order) {
+  for (const Piece& t : order) {
     int64_t numel = 1;
-    for (const int64_t s : t->shape) numel *= s;
-    const auto bytes = static_cast<uint64_t>(numel * spec::dtype_bytes(t->dtype));
-    if (bytes != t->bytes.size())
-      throw Error(ExitCode::cannot_write, "tensor size", path + ", tensor \"" + t->name + "\"",
-                  std::to_string(bytes) + " bytes", std::to_string(t->bytes.size()));
-    if (header.contains(t->name))
-      throw Error(ExitCode::cannot_write, "duplicate tensor", path + ", tensor \"" + t->name + "\"",
+    for (const int64_t s : *t.shape) numel *= s;
+    const auto bytes = static_cast<uint64_t>(numel * spec::dtype_bytes(t.dtype));
+    if (bytes != t.bytes)
+      throw Error(ExitCode::cannot_write, "tensor size", path + ", tensor \"" + *t.name + "\"",
+                  std::to_string(bytes) + " bytes", std::to_string(t.bytes));
+    if (header.contains(*t.name))
+      throw Error(ExitCode::cannot_write, "duplicate tensor", path + ", tensor \"" + *t.name + "\"",
                   "each name once", "twice");
     const char* dtype = "?";
     for (const KnownDType& k : kDTypes)
-      if (k.dtype == t->dtype) dtype = k.name;
-    header[t->name] = {{"dtype", dtype}, {"shape", t->shape}, {"data_offsets", {at, at + bytes}}};
+      if (k.dtype == t.dtype) dtype = k.name;
+    header[*t.name] = {{"dtype", dtype}, {"shape", *t.shape}, {"data_offsets", {at, at + bytes}}};
     at += bytes;
   }
   std::string text = header.dump();
@@ -259,12 +265,37 @@ void save_safetensors(const std::string& path, const std::vector<OwnedTensor>& t
   for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(text.size() >> (8 * i));
   write_all(tmp.fd, length, 8, path);
   write_all(tmp.fd, text.data(), text.size(), path);
-  for (const OwnedTensor* t : order) write_all(tmp.fd, t->bytes.data(), t->bytes.size(), path);
+  for (const Piece& t : order) write_all(tmp.fd, t.data, t.bytes, path);
   if (::fsync(tmp.fd) != 0)
     throw Error(ExitCode::cannot_write, "cannot write", path, "data on disk", std::strerror(errno));
   if (::rename(tmp.path.c_str(), path.c_str()) != 0)
     throw Error(ExitCode::cannot_write, "cannot rename", tmp.path, path, std::strerror(errno));
   tmp.keep = true;
+}
+
+}  // namespace
+
+void save_safetensors(const std::string& path, const std::vector<OwnedTensor>& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  std::vector<Piece> pieces;
+  pieces.reserve(tensors.size());
+  for (const OwnedTensor& t : tensors)
+    pieces.push_back({&t.name, t.dtype, &t.shape, t.bytes.data(), t.bytes.size()});
+  save_pieces(path, std::move(pieces), metadata);
+}
+
+void save_weights(const std::string& path, const ModelWeights& w) {
+  const auto named = named_tensors(w);
+  std::vector<Piece> pieces;
+  pieces.reserve(named.size());
+  for (const auto& [name, t] : named) {
+    if (t.dtype == DType::f8e4m3)
+      throw Error(ExitCode::usage, "only bf16, f16 and f32 matrices are written", path,
+                  "no FP8 matrix", name);
+    const auto bytes = static_cast<uint64_t>(t.numel() * spec::dtype_bytes(t.dtype));
+    pieces.push_back({&name, t.dtype, &t.shape, t.data, bytes});
+  }
+  save_pieces(path, std::move(pieces), {{"format", "pt"}});
 }
 
 }  // namespace v3b::model

@@ -36,6 +36,14 @@ if [ $peers = 1 ]; then
   rounds=5
   if [ $size = --quick ]; then cases=decode:1:128; rounds=2; fi
   scripts/peers/run.py --v3bench "$v3bench" --out "$out/peers" --cases $cases --rounds $rounds || status=1
+  # Random weights made by v3bench: half an hour each, most of it loading and filling the peers' caches; a model that does
+  # not fit here says what it lacks.
+  models="v2-lite v3-layer"; cases=decode:1:1024,decode:8:1024,decode:32:1024,prefill:1:512; rounds=3; seconds=2
+  if [ $size = --quick ]; then models=steered; cases=decode:2:128,prefill:1:64; rounds=1; seconds=0.1; fi
+  for model in $models; do
+    scripts/peers/run.py --v3bench "$v3bench" --out "$out/peers" --append --model $model --cases $cases \
+      --rounds $rounds --seconds $seconds || status=1
+  done
 fi
 if [ $size = --quick ]; then
   "$v3bench" closure --quick --op forward_decode --out "$out" > "$out/closure.log" || status=1

@@ -12,6 +12,9 @@
 #include <sstream>
 #include <thread>
 
+#include "bench/harness/shape_io.h"
+#include "bench/ops/forward_weights.h"
+#include "model/weights.h"
 #include "reports/csv.h"
 #include "reports/row.h"
 
@@ -187,6 +190,43 @@ TEST_F(Cli, BenchThenTableAndCompare) {
   EXPECT_NE(run("table res").out.find("rmsnorm.cpu_simd"), std::string::npos);
   EXPECT_EQ(run("compare res res").code, 0);
   EXPECT_EQ(run("compare res/bench.csv res/bench.csv --all").code, 0);
+}
+
+// What scripts/peers stands on: the model of a case as files, and times that are never called passed.
+TEST_F(Cli, ExportedModelIsTheOneThatIsTimed) {
+  const std::string model =
+      "L=2,L_d=1,d=128,n_h=2,d_n=32,d_r=16,d_v=32,d_q=0,d_c=64,f=128,m=64,E=8,N_s=1,K=2,G=1,M=1,V="
+      "256";
+  Result r = run("export --case " + model + " --out ckpt");
+  ASSERT_EQ(r.code, 0) << r.err;
+  const auto s = bench::shape_from_text<spec::ForwardShape>(model, "forward_decode");
+  const auto made = bench::forward_weights(s, false);
+  const auto read = model::load_weights(dir_ + "/ckpt");
+  EXPECT_EQ(read->config.num_hidden_layers, 2);
+  EXPECT_EQ(read->config.q_lora_rank, 0);
+  const auto a = model::named_tensors(*made), b = model::named_tensors(*read);
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].first, b[i].first);
+    EXPECT_EQ(a[i].second.dtype, b[i].second.dtype);
+    EXPECT_EQ(model::to_float_vector(a[i].second), model::to_float_vector(b[i].second))
+        << a[i].first;
+  }
+  expect_one_line("export --op rmsnorm --case T=1 --out ckpt", 64, {"--op", "forward_decode"});
+  expect_one_line("export --out ckpt --case w_dtype=f8e4m3," + model, 64, {"w_dtype=bf16"});
+
+  r =
+      run("bench --op forward_decode --impl cpu_backend --unchecked --min-time 0.01 --rounds 1 "
+          "--out res --case s0=16,context=rows," +
+          model);
+  ASSERT_EQ(r.code, 0) << r.err;
+  const auto t = bench_csv("res");
+  ASSERT_EQ(t.rows.size(), 1u);
+  EXPECT_EQ(t.cell(0, "status"), "unchecked");
+  EXPECT_GT(t.number(0, "median_us").value_or(0), 0);
+  EXPECT_FALSE(t.number(0, "rel_fro_err").has_value());
+  EXPECT_NE(r.out.find("0 passed, 0 failed, 1 timed unchecked"), std::string::npos) << r.out;
+  EXPECT_EQ(run("table res --peers").out.find("cpu_backend"), std::string::npos);
 }
 
 TEST_F(Cli, MissingAndBadFiles) {

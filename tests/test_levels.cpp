@@ -1,5 +1,6 @@
 // Instruction-set levels: IsaCap, jobs of an implementation with levels, and the tile emulation of kernels/core/amx.h.
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +9,7 @@
 #include "bench/harness/check.h"
 #include "bench/harness/jobs.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/pass_team.h"
 #define V3B_AMX_EMULATE 1
 #include "kernels/core/amx.h"
 #include "reference/spec/dtype.h"
@@ -16,6 +18,58 @@ namespace v3b {
 namespace {
 
 using kern::Isa;
+
+// A short pass on a core shared with another process: dozens of switches, milliseconds.
+TEST(PassTeam, LeavesATeamThatSharesACoreAndTriesAgain) {
+  kern::TeamChoice c;
+  const auto team_until_alone = [&](double us, int64_t switches, int64_t most) {
+    int64_t n = 0;
+    while (!c.alone() && n < most) c.passed(us, switches), ++n;
+    return n;
+  };
+  const auto alone_for = [&] {
+    int64_t n = 0;
+    while (c.alone()) c.passed(230, 1), ++n;
+    return n;
+  };
+  EXPECT_EQ(team_until_alone(170, 0, 1000), 1000);  // quiet
+  EXPECT_EQ(team_until_alone(170, 2, 1000), 1000);  // another process now and then
+  EXPECT_EQ(team_until_alone(150e3, 38, 1000), 1);
+  EXPECT_EQ(alone_for(), 256);
+  EXPECT_EQ(team_until_alone(150e3, 38, 1000), 1);  // still so: longer alone
+  EXPECT_EQ(alone_for(), 1024);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(team_until_alone(150e3, 38, 1000), 1);
+    EXPECT_LE(alone_for(), 8192);
+  }
+  EXPECT_EQ(team_until_alone(170, 0, 1000), 1000);  // it was over for a while
+  EXPECT_EQ(team_until_alone(150e3, 38, 1000), 1);
+  EXPECT_EQ(alone_for(), 256);
+  // A long pass has many switches beside other work, and one thread is no faster: the team stays.
+  c = {};
+  EXPECT_EQ(team_until_alone(50e3, 13, 1000), 1);
+  c.passed(90e3, 20);
+  EXPECT_FALSE(c.alone());
+  EXPECT_EQ(team_until_alone(50e3, 13, 1000), 1000);
+}
+
+TEST(PassTeam, GivesTheThreadsBackAndLeavesSeveralRowsAlone) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(2);
+  kern::TeamChoice c;
+  c.passed(150e3, 38);
+  ASSERT_TRUE(c.alone());
+  {
+    const kern::PassTeam several(c, 8);
+    EXPECT_EQ(kern::num_threads(), 2);
+  }
+  {
+    const kern::PassTeam one(c, 1);
+    EXPECT_EQ(kern::num_threads(), 1);
+  }
+  EXPECT_EQ(kern::num_threads(), 2);
+  omp_set_num_threads(before);
+}
 
 TEST(IsaCap, HidesWhatLiesAboveAndNests) {
   const Isa best = kern::best_isa();

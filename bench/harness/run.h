@@ -17,13 +17,14 @@ struct RunOptions {
   int64_t threads = 0;  // for `params` and `repro`; 0: all
   TimeOptions timing;
   double suspect_margin =
-      0.10;             // an implied rate beyond the measured peak by more than this is suspect
+      0.10;                // an implied rate beyond the measured peak by more than this is suspect
+  bool unchecked = false;  // time without a verdict: status "unchecked", never "passed"
   bool resume = false;  // a job in which the run before ended without a word becomes an error row
 };
 
 struct RunSummary {
   int64_t jobs = 0, passed = 0, failed = 0, suspect = 0, errors = 0, not_run = 0, skipped = 0,
-          timed = 0;
+          timed = 0, unchecked = 0;
   std::string device_lost_in;  // the job whose CUDA fault ended the run early; "" none
 };
 

@@ -30,6 +30,7 @@ void add_out(CLI::App& app, Common& c, const std::string& default_dir);
 
 void add_bench_commands(CLI::App& app, Chosen& chosen);  // list support check bench profile
 void add_closure_command(CLI::App& app, Chosen& chosen);
+void add_export_command(CLI::App& app, Chosen& chosen);
 void add_scenario_commands(CLI::App& app, Chosen& chosen);  // scenario all
 void add_model_commands(CLI::App& app, Chosen& chosen);     // train logits generate
 void add_report_commands(CLI::App& app, Chosen& chosen);    // info compare table

@@ -105,6 +105,7 @@ int run_command(int argc, char** argv) {
   app.set_version_flag("--version", "v3bench 0.1.0");
   add_bench_commands(app, chosen);
   add_closure_command(app, chosen);
+  add_export_command(app, chosen);
   add_scenario_commands(app, chosen);
   add_model_commands(app, chosen);
   add_report_commands(app, chosen);

@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/core/cpu.h"
+#include "kernels/core/pass_team.h"
 #include "kernels/forward/paged_sequence.h"
 #include "kernels/forward/parts.h"
 #include "kernels/gemm/gemm.h"
@@ -84,6 +85,7 @@ class CpuBackend final : public model::Backend {
     }
     extend_rope(longest);
     make_plan(cfg_, options_.absorbed_prefill, plan_);
+    const PassTeam team(team_choice_, plan_.rows);
     const int64_t N = plan_.rows, d = cfg_.hidden_size;
     ws_.h.reserve_discard(N * d);
     traced("embedding", {{"T", N}, {"d", d}, {"V", cfg_.vocab_size}}, [&] {
@@ -320,6 +322,7 @@ class CpuBackend final : public model::Backend {
   model::RopeFreqs freqs_;
   model::RopeTable rope_;
   Plan plan_;
+  TeamChoice team_choice_;
   Workspace ws_;
   Buffer<float> mtp_embed_;
   Buffer<uint8_t> mtp_in_;

@@ -55,11 +55,10 @@ def without_mtp(name, layers):
 
 
 def write_hf(config, tensors, out, context):
-    """The same tensors under the same names; the context is raised so that long ones run."""
+    """The same tensors under the same names."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    c = dict(config, max_position_embeddings=max(context, config["max_position_embeddings"]), num_nextn_predict_layers=0)
-    c["head_dim"] = c["qk_rope_head_dim"]
+    c = peer_config(config, context)
     (out / "config.json").write_text(json.dumps(c, indent=1) + "\n")
     # By hand: numpy has no bfloat16 for the safetensors package to write.
     header, blobs, at = {}, [], 0
@@ -79,7 +78,13 @@ def write_hf(config, tensors, out, context):
 
 
 def gguf_tensors(config, tensors):
-    """(GGUF name, "bf16" | "f32", array) of every tensor that deepseek2 wants."""
+    """(GGUF name, "bf16" | "f32", array) of every tensor that deepseek2 wants; one at a time is in memory."""
+    for name, kind, _, make in gguf_plan(config, tensors):
+        yield name, kind, make()
+
+
+def gguf_plan(config, tensors):
+    """(GGUF name, "bf16" | "f32", shape, function that makes the array)."""
     h, dn, dv = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
     dc, experts = config["kv_lora_rank"], config["n_routed_experts"]
 
@@ -93,40 +98,48 @@ def gguf_tensors(config, tensors):
         bits = a.view(np.uint32)  # nearest even
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
-    yield "token_embd.weight", "bf16", get("model.embed_tokens.weight", "bf16")
-    yield "output_norm.weight", "f32", get("model.norm.weight", "f32")
+    def plain(gguf_name, kind, name):
+        return gguf_name, kind, tensors[name][1].shape, lambda: get(name, kind)
+
+    def stacked(names):
+        return np.stack([get(n, "bf16") for n in names])
+
+    yield plain("token_embd.weight", "bf16", "model.embed_tokens.weight")
+    yield plain("output_norm.weight", "f32", "model.norm.weight")
     if not config.get("tie_word_embeddings", False):
-        yield "output.weight", "bf16", get("lm_head.weight", "bf16")
+        yield plain("output.weight", "bf16", "lm_head.weight")
     for l in range(config["num_hidden_layers"]):
         hf, gg = f"model.layers.{l}.", f"blk.{l}."
-        yield gg + "attn_norm.weight", "f32", get(hf + "input_layernorm.weight", "f32")
-        yield gg + "ffn_norm.weight", "f32", get(hf + "post_attention_layernorm.weight", "f32")
+        yield plain(gg + "attn_norm.weight", "f32", hf + "input_layernorm.weight")
+        yield plain(gg + "ffn_norm.weight", "f32", hf + "post_attention_layernorm.weight")
         if config.get("q_lora_rank"):
-            yield gg + "attn_q_a.weight", "bf16", get(hf + "self_attn.q_a_proj.weight", "bf16")
-            yield gg + "attn_q_a_norm.weight", "f32", get(hf + "self_attn.q_a_layernorm.weight", "f32")
-            yield gg + "attn_q_b.weight", "bf16", get(hf + "self_attn.q_b_proj.weight", "bf16")
+            yield plain(gg + "attn_q_a.weight", "bf16", hf + "self_attn.q_a_proj.weight")
+            yield plain(gg + "attn_q_a_norm.weight", "f32", hf + "self_attn.q_a_layernorm.weight")
+            yield plain(gg + "attn_q_b.weight", "bf16", hf + "self_attn.q_b_proj.weight")
         else:
-            yield gg + "attn_q.weight", "bf16", get(hf + "self_attn.q_proj.weight", "bf16")
-        yield gg + "attn_kv_a_mqa.weight", "bf16", get(hf + "self_attn.kv_a_proj_with_mqa.weight", "bf16")
-        yield gg + "attn_kv_a_norm.weight", "f32", get(hf + "self_attn.kv_a_layernorm.weight", "f32")
+            yield plain(gg + "attn_q.weight", "bf16", hf + "self_attn.q_proj.weight")
+        yield plain(gg + "attn_kv_a_mqa.weight", "bf16", hf + "self_attn.kv_a_proj_with_mqa.weight")
+        yield plain(gg + "attn_kv_a_norm.weight", "f32", hf + "self_attn.kv_a_layernorm.weight")
         # Absorbed form: W_UK of each head transposed, W_UV as it is.
-        kv_b = get(hf + "self_attn.kv_b_proj.weight", "bf16").reshape(h, dn + dv, dc)
-        yield gg + "attn_k_b.weight", "bf16", np.ascontiguousarray(kv_b[:, :dn].transpose(0, 2, 1))
-        yield gg + "attn_v_b.weight", "bf16", np.ascontiguousarray(kv_b[:, dn:])
-        yield gg + "attn_output.weight", "bf16", get(hf + "self_attn.o_proj.weight", "bf16")
+        kv_b = lambda at=hf: get(at + "self_attn.kv_b_proj.weight", "bf16").reshape(h, dn + dv, dc)  # noqa: E731
+        yield (gg + "attn_k_b.weight", "bf16", (h, dc, dn),
+               lambda kv_b=kv_b: np.ascontiguousarray(kv_b()[:, :dn].transpose(0, 2, 1)))
+        yield gg + "attn_v_b.weight", "bf16", (h, dv, dc), lambda kv_b=kv_b: np.ascontiguousarray(kv_b()[:, dn:])
+        yield plain(gg + "attn_output.weight", "bf16", hf + "self_attn.o_proj.weight")
         ffn = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
         if l < config["first_k_dense_replace"]:
             for g, n in ffn.items():
-                yield gg + f"ffn_{g}.weight", "bf16", get(hf + f"mlp.{n}.weight", "bf16")
+                yield plain(gg + f"ffn_{g}.weight", "bf16", hf + f"mlp.{n}.weight")
             continue
-        yield gg + "ffn_gate_inp.weight", "f32", get(hf + "mlp.gate.weight", "f32")
+        yield plain(gg + "ffn_gate_inp.weight", "f32", hf + "mlp.gate.weight")
         if config.get("topk_method") == "noaux_tc":
-            yield gg + "exp_probs_b.bias", "f32", get(hf + "mlp.gate.e_score_correction_bias", "f32")
+            yield plain(gg + "exp_probs_b.bias", "f32", hf + "mlp.gate.e_score_correction_bias")
         for g, n in ffn.items():
-            yield gg + f"ffn_{g}_exps.weight", "bf16", np.stack(
-                [get(hf + f"mlp.experts.{e}.{n}.weight", "bf16") for e in range(experts)])
+            names = [hf + f"mlp.experts.{e}.{n}.weight" for e in range(experts)]
+            yield (gg + f"ffn_{g}_exps.weight", "bf16", (experts, *tensors[names[0]][1].shape),
+                   lambda names=names: stacked(names))
             if config.get("n_shared_experts"):
-                yield gg + f"ffn_{g}_shexp.weight", "bf16", get(hf + f"mlp.shared_experts.{n}.weight", "bf16")
+                yield plain(gg + f"ffn_{g}_shexp.weight", "bf16", hf + f"mlp.shared_experts.{n}.weight")
 
 
 def write_gguf(config, tensors, path, context):
@@ -164,19 +177,31 @@ def write_gguf(config, tensors, path, context):
         w.add_expert_group_used_count(c["topk_group"])
     w.add_tokenizer_model("none")
     w.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    for name, kind, a in gguf_tensors(c, tensors):
+    plan = list(gguf_plan(c, tensors))
+    for name, kind, shape, _ in plan:
+        n = int(np.prod(shape))
         if kind == "bf16":
-            w.add_tensor(name, np.ascontiguousarray(a), raw_shape=a.shape, raw_dtype=gguf.GGMLQuantizationType.BF16)
+            w.add_tensor_info(name, shape, np.dtype(np.uint16), 2 * n, raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
-            w.add_tensor(name, np.ascontiguousarray(a, dtype=np.float32))
+            w.add_tensor_info(name, shape, np.dtype(np.float32), 4 * n)
     w.write_header_to_file()
     w.write_kv_data_to_file()
-    w.write_tensors_to_file()
+    w.write_ti_data_to_file()
+    for _, kind, _, make in plan:
+        w.write_tensor_data(np.ascontiguousarray(make(), dtype=np.uint16 if kind == "bf16" else np.float32))
     w.close()
 
 
+def peer_config(config, context):
+    """Without the MTP module; the context is raised so that long ones run."""
+    c = dict(config, max_position_embeddings=max(context, config["max_position_embeddings"]), num_nextn_predict_layers=0)
+    c["head_dim"] = c["qk_rope_head_dim"]
+    return c
+
+
 def export(model, out, context, gguf_too=True):
-    """(folder for transformers, GGUF file), made once: a newer checkpoint is exported again."""
+    """(folder for transformers, GGUF file), made once: a newer checkpoint is exported again. A checkpoint that lies in
+    OUT/hf already is for transformers as it is: only its config.json is rewritten."""
     model, out = Path(model), Path(out)
     hf, gg = out / "hf", out / "model.gguf"
     stamp = out / "stamp.json"
@@ -191,7 +216,10 @@ def export(model, out, context, gguf_too=True):
     if config.get("rope_scaling"):
         raise SystemExit(f"{model}: scaled RoPE is not exported (no shipped model has it)")
     tensors = read_checkpoint(model)
-    write_hf(config, tensors, hf, context)
+    if model.resolve() == hf.resolve():
+        (hf / "config.json").write_text(json.dumps(peer_config(config, context), indent=1) + "\n")
+    else:
+        write_hf(config, tensors, hf, context)
     if gguf_too:
         write_gguf(config, tensors, gg, context)
     stamp.write_text(json.dumps(now))

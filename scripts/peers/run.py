@@ -2,12 +2,16 @@
 """Whole-model peers beside ours: same model, same weights, same minutes.
 
     scripts/peers/run.py --out DIR [--model model/tiny-v3] [--cases decode:1:1024,prefill:1:1024] [--rounds 5]
+    scripts/peers/run.py --out DIR --append --model v2-lite[:LAYERS] | v3-layer    random weights, made by v3bench
 
-Sets up its own Python environment (setup.sh), exports the checkpoint, compares each peer's logits with ours, then takes
-turns: a round is a slice of time for v3bench and one for each peer. Rows of bench.csv's schema go to DIR/bench.csv:
-forward_decode.cpu_backend, .cpu_transformers, .cpu_llamacpp. A peer whose logits do not agree, or that does not run,
-gets a row that says so, and no time. A case is decode:B:S (one token of B sequences, S cached) or prefill:B:T.
-Ends with 0 when every peer that runs agreed, 1 otherwise, 64 for bad usage.
+Sets up its own Python environment (setup.sh), writes the model for each peer, compares each peer's logits with ours,
+then takes turns: a round is a slice of time for v3bench and one for each peer. Models that do not fit into memory three
+times are held by one process at a time: a turn then loads the model and goes through all cases. Their row of ours is
+checked by the peers' logits, not by the reference (minutes a case; `bench --full` does that), and of the cached context
+of a batch the peers compute the first sequence and copy it to the others.
+Rows of bench.csv's schema go to DIR/bench.csv: forward_decode.cpu_backend, .cpu_transformers, .cpu_llamacpp. A peer whose
+logits do not agree, or that does not run, gets a row that says so, and no time. A case is decode:B:S (one token of B
+sequences, S cached) or prefill:B:T. Ends with 0 when every peer that runs agreed, 1 otherwise, 64 for bad usage.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,24 +31,13 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from models import Model, available_memory, free_disk, parse_cases, tokens_of  # noqa: E402
+
 ROOT = HERE.parent.parent
 PEERS = ("transformers", "llamacpp")
 CHECK_TOKENS = 192
-# Relative Frobenius error of all logits against ours, both computing in bf16 on other orders of sums: twice what SPEC
-# 0.6 allows one of them against float64. A wrong gate, rotation or head is above 0.3.
-TOLERANCE = 6e-2
 BARS = {"forward_decode": 1.5, "forward_prefill": 3.0}
-
-
-def parse_cases(text):
-    out = []
-    for item in text.split(","):
-        parts = item.split(":")
-        if len(parts) != 3 or parts[0] not in ("decode", "prefill") or not all(p.isdigit() and int(p) for p in parts[1:]):
-            sys.exit(f"run.py: bad case {item!r}; decode:B:S or prefill:B:T")
-        kind, b, n = parts[0], int(parts[1]), int(parts[2])
-        out.append({"op": "forward_" + kind, "B": b, "T": 1 if kind == "decode" else n, "s0": n if kind == "decode" else 0})
-    return out
 
 
 def disagreement(mine, theirs):
@@ -111,16 +105,18 @@ class Worker:
         except OSError:
             pass
         self.process.wait()
+        self.process.stdout.close()
 
 
 def run(command):
     return subprocess.run([str(c) for c in command], text=True, capture_output=True)
 
 
-def bench_row(v3bench, case_text, op, seconds, scratch):
+def bench_row(v3bench, case_text, op, seconds, scratch, made):
     """One slice of ours: its own row of bench.csv, or a reason."""
     out = Path(scratch) / "ours"
-    done = run([v3bench, "bench", "--op", op, "--impl", "cpu_backend", "--case", case_text, "--cache", "hot",
+    how = ["--cache", "cold", "--unchecked"] if made else ["--cache", "hot"]
+    done = run([v3bench, "bench", "--op", op, "--impl", "cpu_backend", "--case", case_text, *how,
                 "--min-time", seconds, "--rounds", "1", "--out", out])
     try:
         with open(out / "bench.csv", newline="") as f:
@@ -129,20 +125,23 @@ def bench_row(v3bench, case_text, op, seconds, scratch):
         return None, (done.stderr or done.stdout).strip().splitlines()[-1:]
 
 
-def case_text(config, case):
-    """Keys of reference/spec/forward.h. Contexts of ours are made-up rows: their values cost nothing, their length does."""
-    c = config
-    pairs = {"B": case["B"], "T": case["T"], "s0": case["s0"], "L": c["num_hidden_layers"],
-             "L_d": c["first_k_dense_replace"], "d": c["hidden_size"], "n_h": c["num_attention_heads"],
-             "d_n": c["qk_nope_head_dim"], "d_r": c["qk_rope_head_dim"], "d_v": c["v_head_dim"],
-             "d_q": c.get("q_lora_rank") or 0, "d_c": c["kv_lora_rank"], "f": c["intermediate_size"],
-             "m": c["moe_intermediate_size"], "E": c["n_routed_experts"], "N_s": c["n_shared_experts"],
-             "K": c["num_experts_per_tok"], "G": c["n_group"], "M": c["topk_group"], "V": c["vocab_size"],
-             "context": "rows" if case["s0"] else "tokens", "weights": "tiny_v3"}
-    return ",".join(f"{k}={v}" for k, v in pairs.items())
+def prepare(a, model, python, context):
+    """The model as the peers read it: (folder for transformers, GGUF file)."""
+    if model.made:
+        why = model.why_not(available_memory(), free_disk(model.where))
+        if why:
+            sys.exit(f"run.py: {model.name}: {why}")
+        case = {"B": 1, "T": 1, "s0": 0}
+        done = run([a.v3bench, "export", "--case", model.case_text(case), "--out", model.folder])
+        if done.returncode != 0:
+            sys.exit(f"run.py: v3bench export: {(done.stderr or done.stdout).strip()}")
+    done = run([python, HERE / "export_model.py", model.folder, model.where, context])
+    if done.returncode != 0:
+        sys.exit(f"run.py: export: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return model.where / "hf", model.where / "model.gguf"
 
 
-def check_peer(worker, ids, mine):
+def check_peer(worker, ids, mine, tolerance):
     if worker.why:
         return "unsupported", worker.why, None
     got = worker.ask(do="logits", ids=ids)
@@ -150,22 +149,29 @@ def check_peer(worker, ids, mine):
         return "unsupported", got["error"], None
     rel, top1 = disagreement(mine, read_npy(got["logits"]))
     note = f"logits of {len(ids)} tokens against ours: relative error {rel:.2e}, same first choice {100 * top1:.1f}%"
-    return ("passed" if rel <= TOLERANCE else "failed"), note, rel
+    return ("passed" if rel <= tolerance else "failed"), note, rel
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", type=Path, required=True)
-    ap.add_argument("--model", type=Path, default=ROOT / "model/tiny-v3")
+    ap.add_argument("--model", default=str(ROOT / "model/tiny-v3"), help="checkpoint folder, or v2-lite, v3-layer, steered [:LAYERS]")
+    ap.add_argument("--keep", action="store_true", help="leave the written model of random weights in build/peers")
+    ap.add_argument("--peers", default=",".join(PEERS), help="which of them")
+    ap.add_argument("--beside", type=int, default=0, help="so many busy loops run beside everything: a machine that is not ours alone")
+    ap.add_argument("--turns", choices=("together", "alone"), help="all processes hold the model, or one at a time")
     ap.add_argument("--cases", default="decode:1:1024,decode:8:1024,decode:32:1024,decode:1:4096,prefill:1:1024")
     ap.add_argument("--rounds", type=int, default=5)
-    ap.add_argument("--seconds", type=float, default=0.3, help="of samples for each in each round")
+    ap.add_argument("--seconds", type=float, default=0.3, help="of samples for each in each round and case")
     ap.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     ap.add_argument("--v3bench", type=Path, default=ROOT / "build/release/v3bench")
     ap.add_argument("--python", help="of an environment that is set up already; skips setup.sh")
     ap.add_argument("--append", action="store_true", help="keep the rows of DIR/bench.csv")
     a = ap.parse_args()
     cases = parse_cases(a.cases)
+    a.peers = a.peers.split(",")
+    if not set(a.peers) <= set(PEERS):
+        sys.exit(f"run.py: --peers: {' and '.join(PEERS)} are there")
     python = a.python
     if not python:
         done = subprocess.run([str(HERE / "setup.sh")], stdout=subprocess.PIPE, text=True)
@@ -175,84 +181,142 @@ def main():
     sys.exit(measure(a, cases, python))
 
 
+class Peer:
+    """A peer over the rounds: its process, its verdict (once), the samples of each case."""
+
+    def __init__(self, name, start, check, cases):
+        self.name, self.start, self.check = name, start, check
+        self.worker, self.what, self.verdict = None, "", None
+        self.slices, self.broken = [[] for _ in cases], {}
+
+    def open(self):
+        if self.worker is None and (self.verdict is None or self.verdict[0] == "passed"):
+            self.worker = self.start(self.name)
+            self.what = self.worker.what or self.what
+            if self.verdict is None:
+                self.verdict = self.check(self.worker)
+                print(f"{self.name}: {self.what or 'not running'}: {self.verdict[0]}: {self.verdict[1]}", flush=True)
+
+    def close(self):
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
+
+    def slice(self, i, **task):
+        if self.worker is None or self.verdict[0] != "passed" or i in self.broken:
+            return
+        got = self.worker.ask(do="time", **task)
+        if "error" in got:
+            self.broken[i] = got["error"]
+        else:
+            self.slices[i].append(got["samples_us"])
+
+
 def measure(a, cases, python):
+    model = Model(a.model, ROOT / "build/peers")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(a.beside)]
+    try:
+        return measure_model(a, model, cases, python)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        if model.made and not a.keep:
+            shutil.rmtree(model.where, ignore_errors=True)
+
+
+def measure_model(a, model, cases, python):
     # The exported folder is the same for all contexts up to this.
     context = max(16384, *(c["s0"] + c["T"] for c in cases)) + 64
-    folder = ROOT / "build/peers" / a.model.name
-    done = run([python, HERE / "export_model.py", a.model, folder, context])
-    if done.returncode != 0:
-        sys.exit(f"run.py: export: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    hf, gguf = folder / "hf", folder / "model.gguf"
-    config = json.loads((a.model / "config.json").read_text())
-    vocab = config["vocab_size"]
+    hf, gguf = prepare(a, model, python, context)
+    alone = (a.turns or ("alone" if model.made and 4 * model.bytes() > available_memory() else "together")) == "alone"
+    vocab = model.shape["V"]
     scratch = tempfile.mkdtemp(prefix="v3bench_peers_")
     rng = random.Random(7)
     ids = [rng.randrange(vocab) for _ in range(CHECK_TOKENS)]
     tokens = Path(scratch) / "ids.txt"
     tokens.write_text(" ".join(map(str, ids)))
     ours_npy = Path(scratch) / "ours.npy"
-    done = run([a.v3bench, "logits", "--model", a.model, "--tokens", tokens, "--backend", "cpu", "--dtype", "bf16",
+    done = run([a.v3bench, "logits", "--model", model.folder, "--tokens", tokens, "--backend", "cpu", "--dtype", "bf16",
                 "--out", ours_npy, "--threads", a.threads])
     if done.returncode != 0:
         sys.exit(f"run.py: v3bench logits: {(done.stderr or done.stdout).strip()}")
     mine = read_npy(ours_npy)
-    workers = {p: Worker(python, p, hf if p == "transformers" else gguf, a.threads, context, scratch) for p in PEERS}
-    verdicts = {p: check_peer(w, ids, mine) for p, w in workers.items()}
-    for p, (status, note, _) in verdicts.items():
-        print(f"{p}: {workers[p].what or 'not running'}: {status}: {note}", flush=True)
+    peers = [Peer(p, lambda n: Worker(python, n, hf if n == "transformers" else gguf, a.threads, context, scratch),
+                  lambda w: check_peer(w, ids, mine, model.tolerance), cases) for p in a.peers]
+    ours = [[] for _ in cases]
 
-    rows, columns = [], None
-    for case in cases:
-        long_ids = [[rng.randrange(vocab) for _ in range(case["s0"] + case["T"])] for _ in range(case["B"])]
-        text = case_text(config, case)
-        ours, medians, slices = None, [], {p: [] for p in PEERS}
-        broken = {}
-        for _ in range(a.rounds):
-            row, why = bench_row(a.v3bench, text, case["op"], a.seconds, scratch)
+    def turn_of_ours(group):
+        for i in group:
+            row, why = bench_row(a.v3bench, model.case_text(cases[i]), cases[i]["op"], a.seconds, scratch, model.made)
             if row is None or not row["median_us"]:
                 sys.exit(f"run.py: ours did not run: {why or row['reason']}")
-            ours = row
-            medians.append({k: float(row[k]) for k in ("min_us", "q1_us", "median_us", "q3_us", "samples")})
-            for p, w in workers.items():
-                if verdicts[p][0] != "passed" or p in broken:
-                    continue
-                got = w.ask(do="time", ids=long_ids, T=case["T"], seconds=a.seconds)
-                if "error" in got:
-                    broken[p] = got["error"]
-                else:
-                    slices[p].append(got["samples_us"])
-        columns = columns or list(ours.keys())
-        common = f"rounds={a.rounds};seconds={a.seconds};threads={a.threads};interleaved=1"
-        # Ours: the median over the rounds of each slice's own figures.
-        mid = {k: statistics.median(m[k] for m in medians) for k in ("q1_us", "median_us", "q3_us")}
-        first = dict(ours, params=ours["params"] + ";" + common, min_us=min(m["min_us"] for m in medians),
-                     samples=int(sum(m["samples"] for m in medians)), stop_reason="budget", **mid)
-        flop, size = float(ours["flop"]), float(ours["bytes"])
-        roof_us = float(ours["pct_of_roof"]) / 100 * float(ours["median_us"]) if ours["pct_of_roof"] else None
-        rows.append(rated(first, flop, size, roof_us))
-        for p in PEERS:
-            status, note, rel = verdicts[p]
-            row = {k: "" for k in columns}
-            row.update({k: ours[k] for k in ("schema_version", "run_id", "commit", "dirty", "machine", "device", "op",
-                                             "case", "dtype", "cache_state", "flop", "bytes")})
-            row.update(impl=f"{case['op']}.cpu_{p}", resolved_isa=workers[p].what, status=status, reason=note, peer="1",
-                       params=common + f";tolerance={TOLERANCE}", rel_fro_err="" if rel is None else repr(rel),
-                       err_over_bound="" if rel is None else repr(rel / TOLERANCE), utc_time=now(),
-                       repro=f"scripts/peers/run.py --cases {case['op'][8:]}:{case['B']}:{case['s0'] or case['T']}")
-            if p in broken:
-                row.update(status="error", reason=broken[p])
-            elif slices[p]:
-                per = [quartiles(s) for s in slices[p]]
-                row.update({k: statistics.median(q[k] for q in per) for k in ("q1_us", "median_us", "q3_us", "stdrel_pct")},
-                           min_us=min(q["min_us"] for q in per), samples=sum(q["samples"] for q in per),
-                           stop_reason="budget")
-                row = rated(row, flop, size, roof_us, ours["roof"])
-            rows.append(row)
-        report(case, rows[-1 - len(PEERS):])
+            ours[i].append(row)
+
+    def turn_of(peer, group):
+        peer.open()
+        for i in group:
+            peer.slice(i, ids=tokens_of(cases[i], vocab), T=cases[i]["T"], seconds=a.seconds, copied=model.made)
+        if alone:
+            peer.close()
+
+    columns, rows = None, []
+    everything = list(range(len(cases)))
+    for group in ([everything] if alone else [[i] for i in everything]):
+        for _ in range(a.rounds):
+            turn_of_ours(group)
+            for peer in peers:
+                turn_of(peer, group)
+        for i in group:
+            columns = columns or list(ours[i][0].keys())
+            part = case_rows(a, model, cases[i], ours[i], peers, i, alone, columns)
+            report(cases[i], part)
+            rows += part
         write(a.out, columns, rows, a.append)
-    for w in workers.values():
-        w.close()
-    return 0 if all(v[0] != "failed" for v in verdicts.values()) else 1
+    for peer in peers:
+        peer.close()
+    shutil.rmtree(scratch, ignore_errors=True)
+    return 0 if all(p.verdict[0] != "failed" for p in peers) else 1
+
+
+def case_rows(a, model, case, ours, peers, i, alone, columns):
+    """Ours (the median over the rounds of each slice's own figures) and one row a peer."""
+    common = f"rounds={a.rounds};seconds={a.seconds};threads={a.threads};interleaved=1;model={model.text if model.made else model.name}"
+    common += f";beside={a.beside}" if a.beside else ""
+    common += f";turns={'alone' if alone else 'together'}" + (";context=copied" if model.made and case["s0"] else "")
+    last = ours[-1]
+    first = dict(last, params=last["params"] + ";" + common, min_us=min(float(r["min_us"]) for r in ours),
+                 samples=sum(int(float(r["samples"])) for r in ours), stop_reason="budget",
+                 **{k: statistics.median(float(r[k]) for r in ours) for k in ("q1_us", "median_us", "q3_us")})
+    repro = f"scripts/peers/run.py --model {model.text if model.made else model.name} --cases {case['op'][8:]}:{case['B']}:{case['s0'] or case['T']}"
+    if model.made:  # ours came without a reference: it stands or falls with the peers
+        agreed = [p for p in peers if p.verdict[0] == "passed"]
+        differ = [p for p in peers if p.verdict[0] == "failed"]
+        first.update(repro=repro)
+        if differ or agreed:
+            first.update(status="failed" if differ else "passed", reason="; ".join(f"{p.name}: {p.verdict[1]}" for p in differ or agreed))
+    flop, size = float(last["flop"]), float(last["bytes"])
+    roofs = [float(r["pct_of_roof"]) / 100 * float(r["median_us"]) for r in ours if r["pct_of_roof"]]
+    roof_us = statistics.median(roofs) if roofs else None
+    rows = [rated(first, flop, size, roof_us)]
+    for p in peers:
+        status, note, rel = p.verdict
+        row = {k: "" for k in columns}
+        row.update({k: last[k] for k in ("schema_version", "run_id", "commit", "dirty", "machine", "device", "op",
+                                         "case", "dtype", "cache_state", "flop", "bytes")})
+        row.update(impl=f"{case['op']}.cpu_{p.name}", resolved_isa=p.what, status=status, reason=note, peer="1",
+                   params=common + f";tolerance={model.tolerance:.3g}", rel_fro_err="" if rel is None else repr(rel),
+                   err_over_bound="" if rel is None else repr(rel / model.tolerance), utc_time=now(), repro=repro)
+        if i in p.broken:
+            row.update(status="error", reason=p.broken[i])
+        elif p.slices[i]:
+            per = [quartiles(s) for s in p.slices[i]]
+            row.update({k: statistics.median(q[k] for q in per) for k in ("q1_us", "median_us", "q3_us", "stdrel_pct")},
+                       min_us=min(q["min_us"] for q in per), samples=sum(q["samples"] for q in per),
+                       stop_reason="budget")
+            row = rated(row, flop, size, roof_us, last["roof"])
+        rows.append(row)
+    return rows
 
 
 def now():

@@ -2,11 +2,11 @@
 """One peer in a process of its own, told what to do by lines of JSON on standard input (run.py writes them):
 
     {"do": "logits", "ids": [...]}                            -> {"logits": path of a .npy, [tokens, vocabulary]}
-    {"do": "time", "ids": [[...], ...], "T": 1, "seconds": 1} -> {"samples_us": [...]}
+    {"do": "time", "ids": [[...], ...], "T": 1, "seconds": 1, "copied": false} -> {"samples_us": [...]}
 
 `time`: every sequence's ids but the last T are cached first; a run is the pass over the last T of all of them, with the
-logits of each last row, and the cache is cut back between runs outside the clock. Also the pieces run.py's self-test
-needs: the peer `echo` computes nothing and answers like the others.
+logits of each last row, and the cache is cut back between runs outside the clock. copied: the cached rows of the first
+sequence are computed, the others get copies of their own. Also the pieces run.py's self-test needs: the peer `echo` computes nothing and answers like the others.
 """
 
 import argparse
@@ -36,14 +36,17 @@ class Transformers:
         with self.torch.inference_mode():
             return self.model(self.torch.tensor([ids])).logits[0].float().numpy()
 
-    def start(self, ids, T):
+    def start(self, ids, T, copied):
         from transformers import DynamicCache
 
         torch, cached = self.torch, len(ids[0]) - T
         all_ids, cache = torch.tensor(ids), DynamicCache(config=self.model.config)
+        fill = all_ids[:1] if copied else all_ids
         with torch.inference_mode():
             for at in range(0, cached, 512):
-                self.model(all_ids[:, at:min(cached, at + 512)], past_key_values=cache, use_cache=True, logits_to_keep=1)
+                self.model(fill[:, at:min(cached, at + 512)], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if copied and cached and len(ids) > 1:
+                cache.batch_repeat_interleave(len(ids))
 
         def run():
             with torch.inference_mode():
@@ -109,11 +112,14 @@ class LlamaCpp:
         self.c.llama_free(ctx)
         return out
 
-    def start(self, ids, T):
+    def start(self, ids, T, copied):
         c, cached = self.c, len(ids[0]) - T
         ctx = self.open(len(ids), len(ids[0]), len(ids) * T)
         memory = c.llama_get_memory(ctx)
         for s, row in enumerate(ids):
+            if copied and s > 0 and cached:
+                c.llama_memory_seq_cp(memory, 0, s, -1, -1)
+                continue
             for at in range(0, cached, 512):
                 part = range(at, min(cached, at + 512))
                 b = self.batch_of([(row[i], i, s, False) for i in part])
@@ -143,7 +149,7 @@ class Echo:  # for the self-test: logits that are known, time that is nothing
     def logits(self, ids):
         return [[float((i * 31 + v) % 97) for v in range(self.vocab)] for i in ids]
 
-    def start(self, ids, T):
+    def start(self, ids, T, copied):
         return (lambda: None), (lambda: None)
 
 
@@ -199,8 +205,8 @@ def main():
                 continue
             key = json.dumps([task["ids"], task["T"]])
             if ready.get("key") != key:  # the context is filled once for all rounds of a case
-                ready.clear()
-                ready.update(key=key, pair=peer.start(task["ids"], task["T"]))
+                ready.clear()  # and what it held, before the next
+                ready.update(key=key, pair=peer.start(task["ids"], task["T"], task.get("copied", False)))
                 run, cut = ready["pair"]
                 run(), cut()  # lazy initialisation is not a sample
             run, cut = ready["pair"]
