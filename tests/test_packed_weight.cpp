@@ -169,6 +169,31 @@ TEST(PackedWeight, OddShapes) {
     }
   });
 }
+// Plain decoding has one row where speculative decoding verifies two to four: the same logits, or "same tokens" is luck.
+TEST(PackedWeight, RowsBitsDoNotDependOnUpToFourRowsCompany) {
+  at_all_levels([](Path path) {
+    if (path != Path::best) return;  // a tile of AMX adds each row alone
+    for (const DType type : {DType::bf16, DType::f8e4m3, DType::f32}) {
+      const int64_t n = 7 * 16, k = 1184, groups = kern::packed_groups(n);
+      const Matrix w(type, n, k, 0, 1),
+          x(type == DType::f32 ? DType::f32 : DType::bf16, 4, k, 0, 2);
+      kern::Buffer<uint8_t> packed(kern::packed_weight_bytes(type, n, k));
+      kern::pack_weight({type, w.data(), w.ld, false, n, k}, packed.data(), 0, groups);
+      const kern::PackedWeight pw{type, n, k, packed.data(), nullptr};
+      std::vector<float> alone;
+      for (int64_t m = 1; m <= 4; ++m) {
+        kern::Buffer<uint32_t> q(kern::packed_rows_dwords(type, m, k));
+        kern::pack_rows(type, {x.type, x.data(), x.ld, nullptr, m, k}, q.data(), 0, m);
+        std::vector<float> c(static_cast<size_t>(m * n));
+        kern::packed_product(pw, {m, k, q.data(), nullptr, 0}, 0, groups, c.data(), n, false);
+        if (m == 1) alone = c;
+        ASSERT_TRUE(std::equal(alone.begin(), alone.end(), c.begin()))
+            << kern::isa_name(kern::best_isa()) << " " << spec::dtype_name(type) << " m" << m;
+      }
+    }
+  });
+}
+
 TEST(PackedWeight, FromKMajor) {
   at_all_levels([](Path path) {
     for (const DType w : {DType::bf16, DType::f32}) {

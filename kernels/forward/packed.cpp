@@ -205,13 +205,13 @@ void pack_for_cpu(const model::ModelConfig& c, PackedModel& p) {
     for (Linear* m : {&l.a_proj, &l.q_b, &l.kv_b, &l.o_proj, &l.gate_up, &l.down}) pack(*m);
     if (!l.is_moe) return;
     const bool shared = l.shared_ptrs.gate != nullptr;
-    l.packed_experts = PackedExperts(
-        {.d = c.hidden_size,
-         .m = c.moe_intermediate_size,
-         .E = static_cast<int64_t>(l.expert_ptrs.size()),
-         .shared_m = shared ? c.n_shared_experts * c.moe_intermediate_size : 0,
-         .type = l.expert_type},
-        l.expert_ptrs.data(), l.shared_ptrs);
+    l.packed_experts =
+        PackedExperts({.d = c.hidden_size,
+                       .m = c.moe_intermediate_size,
+                       .E = static_cast<int64_t>(l.expert_ptrs.size()),
+                       .shared_m = shared ? c.n_shared_experts * c.moe_intermediate_size : 0,
+                       .type = l.expert_type},
+                      l.expert_ptrs.data(), l.shared_ptrs);
     l.expert_ptrs.clear();
     l.shared_ptrs = {};
     l.experts = {};

@@ -38,7 +38,7 @@ struct PackedLayer {
   spec::DType expert_type = spec::DType::bf16;
   std::vector<spec::FfnPointers> expert_ptrs;
   spec::FfnPointers shared_ptrs{};
-  PackedHeads w_uk, w_uv;        // after pack_for_cpu(): of absorption, [d_c, d_n] and [d_v, d_c] a head
+  PackedHeads w_uk, w_uv;  // after pack_for_cpu(): of absorption, [d_c, d_n] and [d_v, d_c] a head
   PackedExperts packed_experts;  // after pack_for_cpu(), instead of the pointers
 };
 

@@ -18,8 +18,11 @@
 namespace v3b::kern {
 namespace {
 
-constexpr int64_t kChunk = 8;      // rows of activations in a tile
-constexpr int64_t kGroups = 3;     // groups of outputs in a tile
+constexpr int64_t kChunk = 8;   // rows of activations in a tile
+constexpr int64_t kGroups = 3;  // groups of outputs in a tile
+// Up to so many rows a row's bits do not depend on its company: four sums of every output, whatever the tile. Plain and
+// speculative decoding (three drafts) then see the same logits.
+constexpr int64_t kAlike = 4;
 constexpr int64_t kOneStream = 2;  // up to so many rows one group at a time: one linear stream
 // Steps of a chain: its error grows with its length (notes/gemm.md).
 constexpr int64_t kDepth = 512;
@@ -48,6 +51,7 @@ inline void prefetch_stream(const void* p) noexcept {
 
 // Steps that have sums of their own: a power of two, at most 24 sums.
 constexpr int split(int r, int g) {
+  if (r <= kAlike && r * g * 4 <= 24) return 4;
   int u = 1;
   while (u < 8 && r * g * u * 2 <= 24) u *= 2;
   return u;
@@ -155,7 +159,7 @@ Micro pick(Ahead fetch, int64_t rows, int64_t groups) noexcept {
   return pick<Ahead::next>(rows, groups);
 }
 inline int64_t least(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
-inline int64_t tile_groups(int64_t m) noexcept { return m <= kOneStream ? 1 : kGroups; }
+inline int64_t tile_groups(int64_t m) noexcept { return m > kAlike ? kGroups : m == 3 ? 2 : 1; }
 
 // Up to a chunk of rows: each line of weights is read once, from memory.
 void few_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1, float* c,
