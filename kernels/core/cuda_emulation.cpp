@@ -419,11 +419,12 @@ DeviceBuffer::~DeviceBuffer() { std::free(data_); }
 
 void cuda_upload(void* device, const void* host, int64_t bytes, CudaStream) {
   if (emu::capture != nullptr) emu::fail("an upload inside a graph capture");
-  std::memcpy(device, host, static_cast<size_t>(bytes));
+  if (bytes > 0)
+    std::memcpy(device, host, static_cast<size_t>(bytes));  // else pointers may be null
 }
 void cuda_download(void* host, const void* device, int64_t bytes, CudaStream) {
   if (emu::capture != nullptr) emu::fail("a download inside a graph capture");
-  std::memcpy(host, device, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
 }
 void cuda_copy(void* to, const void* from, int64_t bytes, CudaStream) {
   emu::submit([=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
