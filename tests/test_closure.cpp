@@ -72,7 +72,7 @@ TEST(Trace, NotesEveryKernelOfADecodeStep) {
   EXPECT_EQ(calls["mla_decode"], s.L);
   EXPECT_EQ(calls["mla_cache_write"], s.L);
   EXPECT_EQ(calls["rope"], 2 * s.L);
-  EXPECT_EQ(calls["gemm_batched"], 2 * s.L);
+  EXPECT_EQ(calls["mla_absorb"], 2 * s.L);
   EXPECT_EQ(calls["moe_experts"], moe);
   EXPECT_EQ(calls["router"], moe);
   EXPECT_EQ(calls["gemm_router"], moe);

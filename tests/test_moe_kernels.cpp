@@ -403,13 +403,18 @@ TEST(MoeKernel, PackedSteadyStateAllocatesNothing) {
       kern::moe_experts_cpu_packed(a, w, s);
       kern::moe_experts_cpu_packed(b, w, s);
     };
-    both();
-    const int64_t news = allocations;
-    const size_t in_use = mallinfo2().uordblks + mallinfo2().hblkhd;
-    for (int i = 0; i < 5; ++i) both();
-    EXPECT_EQ(allocations, news);
-    // Less: threads of an earlier team have ended meanwhile.
-    EXPECT_LE(mallinfo2().uordblks + mallinfo2().hblkhd, in_use);
+    // Units are stolen: a thread may meet its first one of a kind, and so its scratch, some calls late. What a call
+    // takes each time shows in every window.
+    bool steady = false;
+    for (int window = 0; window < 5 && !steady; ++window) {
+      both();
+      const int64_t news = allocations;
+      const size_t in_use = mallinfo2().uordblks + mallinfo2().hblkhd;
+      for (int i = 0; i < 5; ++i) both();
+      // Less: threads of an earlier team have ended meanwhile.
+      steady = allocations == news && mallinfo2().uordblks + mallinfo2().hblkhd <= in_use;
+    }
+    EXPECT_TRUE(steady);
   }
 }
 
