@@ -123,11 +123,14 @@ CheckResult CaseChecker::guarded(const std::string& how,
     }
     // The inputs, if they are still to be made, and a packed form.
     const double need = (made_.empty() ? 2 : 1) * op_.cost(info_.text).bytes,
-                 have = static_cast<double>(available_memory_bytes());
-    if (have > 0 && need > 0.9 * have) {
-      char text[96];
-      std::snprintf(text, sizeof text, "needs about %.1f GB of memory, %.1f GB are free",
-                    need / 1e9, have / 1e9);
+                 // A tenth is left to the others on the machine.
+        have = 0.9 * static_cast<double>(available_memory_bytes());
+    if (have > 0 && need > have) {
+      char text[128];
+      std::snprintf(
+          text, sizeof text,
+          "needs about %.1f GB of memory, %.1f GB (nine tenths of what is free) can be had",
+          need / 1e9, have / 1e9);
       result.status = "unsupported";
       result.reason = text;
       return result;
