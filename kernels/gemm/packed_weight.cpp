@@ -85,6 +85,7 @@ void rows_to_floats(const RowsSource& s, int64_t depth, float* out, int64_t r0, 
 }  // namespace
 
 void pack_weight(const PackSource& s, void* out, int64_t g0, int64_t g1) noexcept {
+  if (s.k == 0) return;  // no bytes, and perhaps no memory
   const int64_t bytes = packed_group_bytes(s.type, s.k);
   auto* to = static_cast<uint8_t*>(out);
   const int64_t blocks = (s.k + 127) / 128;
