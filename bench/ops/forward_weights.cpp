@@ -109,7 +109,8 @@ model::WeightsPtr steered_weights(const spec::ForwardShape& s, bool mtp) {
   const double bytes = kForms * forward_weight_count(s, mtp) * double(spec::dtype_bytes(s.w_dtype)),
                have = double(available_memory_bytes());
   if (have > 0 && bytes > kFreeShare * have)
-    throw TooLarge("the weights and their packed form take " + std::to_string(int64_t(bytes / 1e9)) + " GB, " +
+    throw TooLarge("the weights and their packed form take " +
+                   std::to_string(int64_t(bytes / 1e9)) + " GB, " +
                    std::to_string(int64_t(have / 1e9)) + " GB are free");
   const model::WeightsPtr w =
       model::fast_random_weights(forward_config(s, mtp), kModelSeed, s.w_dtype);
