@@ -17,10 +17,9 @@ namespace v3b::bench {
 namespace {
 
 constexpr int64_t kDefaultLlc = 32 << 20;
-// Linear streams a thread: one alone leaves the memory of some machines half idle, on others two beat eight by a fifth.
-// Every probe tries them all.
-constexpr int kMostStreams = 8, kFewStreams = 2;
-constexpr int kReadForms = 3;
+// Linear streams a thread: one alone leaves the memory of some machines half idle, on others one or two beat eight by a
+// fifth. Every probe tries them all.
+constexpr int kReadForms = 5;
 // A pass is cut into windows and the best one counts: a window is short enough to run undisturbed
 // even where other processes want the same cores.
 constexpr int kWindows = 8;
@@ -44,29 +43,29 @@ kern::Buffer<uint64_t>& probe_buffer() {
   return buffer;
 }
 
-// Sum of [p, p + n) read in kStreams parallel streams with prefetch; n in 8-byte words, a multiple
-// of 64.
-template <int kStreams>
+// Sum of [p, p + n) read in kStreams parallel streams, each asked for kAhead words ahead (0: left to the machine), kLines lines of a stream at a
+// time; n in 8-byte words, a multiple of 64. Up to kLines - 1 lines of a stream stay unread.
+template <int kStreams, int kAhead, int kLines>
 uint64_t read_streams(const uint64_t* p, int64_t n) {
   const int64_t step = n / kStreams / 8 * 8;
-  __m256i sum[kStreams];
+  __m256i sum[kStreams * kLines];
   for (auto& s : sum) s = _mm256_setzero_si256();
-  for (int64_t i = 0; i < step; i += 8) {
+  for (int64_t i = 0; i + 8 * kLines <= step; i += 8 * kLines) {
 #pragma GCC unroll 8
-    for (int s = 0; s < kStreams; ++s) {
-      const uint64_t* q = p + s * step + i;
-      _mm_prefetch(reinterpret_cast<const char*>(q + 96), _MM_HINT_T0);
+    for (int s = 0; s < kStreams * kLines; ++s) {
+      const uint64_t* q = p + s / kLines * step + i + s % kLines * 8;
+      if (kAhead > 0) _mm_prefetch(reinterpret_cast<const char*>(q + kAhead), _MM_HINT_T0);
       sum[s] = _mm256_add_epi64(sum[s], _mm256_load_si256(reinterpret_cast<const __m256i*>(q)));
       sum[s] = _mm256_add_epi64(sum[s], _mm256_load_si256(reinterpret_cast<const __m256i*>(q + 4)));
     }
   }
-  for (int s = 1; s < kStreams; ++s) sum[0] = _mm256_add_epi64(sum[0], sum[s]);
+  for (int s = 1; s < kStreams * kLines; ++s) sum[0] = _mm256_add_epi64(sum[0], sum[s]);
   return static_cast<uint64_t>(_mm256_extract_epi64(sum[0], 0));
 }
-
+constexpr auto read_all = read_streams<8, 96, 1>;
 using ReadForm = uint64_t (*)(const uint64_t*, int64_t);
-constexpr ReadForm kReads[kReadForms] = {read_streams<kMostStreams>, read_streams<kFewStreams>,
-                                         read_streams<1>};
+constexpr ReadForm kReads[kReadForms] = {read_all, read_streams<2, 96, 1>, read_streams<2, 0, 4>,
+                                         read_streams<1, 1024, 4>, read_streams<1, 0, 4>};
 
 // Streaming copy: the destination is written past the caches.
 void copy_stream(const uint64_t* src, uint64_t* dst, int64_t n) {
@@ -266,7 +265,7 @@ void scrub_caches() {
   const int64_t words = std::min(buffer.size(), 2 * last_level_cache_bytes() / 8);
   uint64_t sum = 0;
   bandwidth(words, 1.0, [&](int64_t lo, int64_t n) {
-    const uint64_t mine = read_streams<kMostStreams>(buffer.data() + lo, n);
+    const uint64_t mine = read_all(buffer.data() + lo, n);
 #pragma omp atomic
     sum += mine;
   });

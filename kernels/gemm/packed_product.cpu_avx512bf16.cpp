@@ -179,7 +179,7 @@ void few_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1
       t.w = data + g * t.group + s * 16;
       t.x = x.data + s * x.m;
       t.add = add || s > 0;
-      pick<Ahead::stream>(x.m, n)(t);
+      pick(n == 1 ? Ahead::none : Ahead::stream, x.m, n)(t);
     }
   }
 }
