@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 
 #include "bench/harness/check.h"
 #include "bench/harness/peaks_kernels.h"
@@ -19,7 +20,6 @@ namespace {
 constexpr int64_t kDefaultLlc = 32 << 20;
 // Linear streams a thread: one alone leaves the memory of some machines half idle, on others one or two beat eight by a
 // fifth. Every probe tries them all.
-constexpr int kReadForms = 5;
 // A pass is cut into windows and the best one counts: a window is short enough to run undisturbed
 // even where other processes want the same cores.
 constexpr int kWindows = 8;
@@ -64,22 +64,31 @@ uint64_t read_streams(const uint64_t* p, int64_t n) {
 }
 constexpr auto read_all = read_streams<8, 96, 1>;
 using ReadForm = uint64_t (*)(const uint64_t*, int64_t);
-constexpr ReadForm kReads[kReadForms] = {read_all, read_streams<2, 96, 1>, read_streams<2, 0, 4>,
-                                         read_streams<1, 1024, 4>, read_streams<1, 0, 4>};
+constexpr ReadForm kReads[] = {read_all, read_streams<2, 96, 1>, read_streams<2, 0, 4>,
+                               read_streams<1, 1024, 4>, read_streams<1, 0, 4>};
 
-// Streaming copy: the destination is written past the caches.
+// Streaming copy: the destination is written past the caches, kLines lines after as many were read (one by one a quarter
+// slower on Zen 4). n a multiple of 8 * kLines.
+template <int kAhead, int kLines>
 void copy_stream(const uint64_t* src, uint64_t* dst, int64_t n) {
-  for (int64_t i = 0; i < n; i += 8) {
-    _mm_prefetch(reinterpret_cast<const char*>(src + i + 128), _MM_HINT_T0);
-    const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i));
-    const __m256i b = _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i + 4));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i), a);
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i + 4), b);
+  __m256i line[2 * kLines];
+  for (int64_t i = 0; i < n; i += 8 * kLines) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kLines && kAhead > 0; ++k)
+      _mm_prefetch(reinterpret_cast<const char*>(src + i + 8 * k + kAhead), _MM_HINT_T0);
+#pragma GCC unroll 8
+    for (int k = 0; k < 2 * kLines; ++k)
+      line[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i + 4 * k));
+#pragma GCC unroll 8
+    for (int k = 0; k < 2 * kLines; ++k)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i + 4 * k), line[k]);
   }
   _mm_sfence();
 }
+using CopyForm = void (*)(const uint64_t*, uint64_t*, int64_t);
+constexpr CopyForm kCopies[] = {copy_stream<128, 1>, copy_stream<128, 4>, copy_stream<1024, 4>};
 
-// Streaming stores alone.
+// Stores alone: streaming, the processor's own way, and through the caches.
 void fill_stream(uint64_t* dst, int64_t n) {
   const __m256i v = _mm256_set1_epi64x(n);
   for (int64_t i = 0; i < n; i += 8) {
@@ -88,6 +97,16 @@ void fill_stream(uint64_t* dst, int64_t n) {
   }
   _mm_sfence();
 }
+void fill_string(uint64_t* dst, int64_t n) {
+  int64_t bytes = 8 * n;
+  __asm__ volatile("rep stosb" : "+D"(dst), "+c"(bytes) : "a"(0) : "memory");
+}
+void fill_plain(uint64_t* dst, int64_t n) {
+  const __m256i v = _mm256_set1_epi64x(n);
+  for (int64_t i = 0; i < n; i += 4) _mm256_store_si256(reinterpret_cast<__m256i*>(dst + i), v);
+}
+using FillForm = void (*)(uint64_t*, int64_t);
+constexpr FillForm kFills[] = {fill_stream, fill_string, fill_plain};
 
 // Each thread works on its own page-aligned share of [0, words); returns bytes a second.
 template <class F>
@@ -206,15 +225,18 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
     const int64_t words = buffer.size();
     const int64_t window = words / kWindows / 1024 * 1024;
     // A window comes again after all the others, in another form.
-    static_assert(kWindows % 2 == 0 && kReadForms % 2 == 1);
-    const int turns = passes * kWindows * (which == "read" ? kReadForms : 1);
-    for (int i = 0; i < turns; ++i) {
-      uint64_t* at = p + i % kWindows * window;
+    static_assert(kWindows % 2 == 0 && std::size(kReads) % 2 == 1 && std::size(kCopies) % 2 == 1 &&
+                  std::size(kFills) % 2 == 1);
+    const size_t forms = which == "read"   ? std::size(kReads)
+                         : which == "copy" ? std::size(kCopies)
+                                           : std::size(kFills);
+    for (size_t i = 0; i < forms * static_cast<size_t>(passes * kWindows); ++i) {
+      uint64_t* at = p + static_cast<int64_t>(i % kWindows) * window;
       if (which == "read") {
         uint64_t sum = 0;
         const double v =
             bandwidth(window, 8.0 * static_cast<double>(window), [&](int64_t lo, int64_t n) {
-              const uint64_t mine = kReads[i % kReadForms](at + lo, n);
+              const uint64_t mine = kReads[i % forms](at + lo, n);
 #pragma omp atomic
               sum += mine;
             });
@@ -222,13 +244,13 @@ void probe_peak(const std::string& which, Peaks& peaks, int passes) {
         keep_best(peaks, "read_gb_s", v * 1e-9);
       } else if (which == "write") {
         const double v = bandwidth(window, 8.0 * static_cast<double>(window),
-                                   [&](int64_t lo, int64_t n) { fill_stream(at + lo, n); });
+                                   [&](int64_t lo, int64_t n) { kFills[i % forms](at + lo, n); });
         keep_best(peaks, "write_gb_s", v * 1e-9);
       } else {
         const int64_t half = window / 2;
-        const double v =
-            bandwidth(half, 16.0 * static_cast<double>(half),
-                      [&](int64_t lo, int64_t n) { copy_stream(at + lo, at + half + lo, n); });
+        const double v = bandwidth(
+            half, 16.0 * static_cast<double>(half),
+            [&](int64_t lo, int64_t n) { kCopies[i % forms](at + lo, at + half + lo, n); });
         keep_best(peaks, "copy_gb_s", v * 1e-9);
       }
     }
