@@ -15,7 +15,6 @@
 #include <atomic>
 #include <cstring>
 
-#include "kernels/core/team.h"
 #include "kernels/moe/moe_rows.h"
 #include "kernels/moe/moe_scratch.h"
 #include "kernels/moe/packed_experts.h"
@@ -31,8 +30,6 @@ constexpr int64_t kBlockRows = 256;       // rows a unit: results of six groups 
 constexpr int64_t kTokens = 4096;         // phase 2: tokens a unit, fewer where outputs are few
 constexpr int64_t kSerialPack = 1 << 16;  // elements that one thread packs before the region
 constexpr int64_t kTile = 3;              // groups of outputs that a product takes at a time
-// SwiGLU, sums and scattered rows: the experts run at about half the rate of one product on small shapes.
-constexpr double kExpertFactor = 2;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -231,17 +228,6 @@ void output_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
                 static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
 }
 
-int threads_for(const Call& c) {
-  double bytes = 0, flop = 0;
-  for (const auto& j : c.p.jobs) {
-    const double weights = 3.0 * static_cast<double>(c.a.d) * static_cast<double>(j.m);
-    bytes += weights * static_cast<double>(spec::dtype_bytes(c.a.w_dtype));
-    bytes += static_cast<double>(j.rows) * static_cast<double>(c.a.d + 3 * j.m) * 4;
-    flop += 2 * weights * static_cast<double>(j.rows);
-  }
-  return team_for(kExpertFactor * bytes, kExpertFactor * flop);
-}
-
 }  // namespace
 
 const char* moe_experts_cpu_packed_isa(DType x, DType w) noexcept { return packed_isa(x, w); }
@@ -258,7 +244,7 @@ void moe_experts_cpu_packed(const spec::MoeExpertsArgs& a, const PackedExperts& 
   c.p.packs.clear();
   plan_blocks(c);
   plan_units(c);
-  const int threads = threads_for(c);
+  const int threads = experts_team(a, c.p.jobs);
   plan_queues(c, threads);
   Plan& p = s.packed;
   int64_t rows = 0;
