@@ -27,16 +27,13 @@ struct PackedPlan {
   struct Pack {  // rows [r0, r1) of a block's input
     int32_t block, r0, r1;
   };
-  struct alignas(64) Queue {  // of a thread: [next, end) of `order`
-    int64_t next, end;
-  };
   std::vector<Job> jobs;
   std::vector<Block> blocks;
   std::vector<Unit> hidden_units, output_units;
   std::vector<int32_t> order, token, left;  // left: hidden units that a block still waits for
   std::vector<int64_t> job_units;           // [jobs + 1]: first unit of a job
   std::vector<Pack> packs;
-  std::vector<Queue> hidden_queues, output_queues;
+  std::vector<int64_t> order_begin;  // [threads + 1]: each thread's hidden units in `order`
   Buffer<uint32_t> x, hidden_packed;
   Buffer<std::byte> hidden, per_thread;
 };
