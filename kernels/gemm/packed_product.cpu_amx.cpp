@@ -211,8 +211,7 @@ void V3B_AMX_ENTRY(packed_product_cpu_amx)(const PackedWeight& w, const PackedRo
       for (int64_t j = 0; j < b.groups; ++j) {
         widen(static_cast<const uint8_t*>(w.data) + ((g + j) * depth + k * kBlock) * 16,
               packed_code_marks(w, g + j)[k] != 0, lines, wide.step[j]);
-        sw[j] = kPackedCodeScale *
-                (w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + k]);
+        sw[j] = kPackedCodeScale * packed_scale(w, g + j, k);
       }
       b.sx = x.scale == nullptr ? nullptr : x.scale + k;
       b.c = c + (g - g0) * 16, b.add = add || k > 0;
