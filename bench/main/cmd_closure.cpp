@@ -29,7 +29,7 @@ struct ClosureArgs {
 };
 
 const char* between_name(Between b) {
-  return b == Between::nothing ? "nothing" : b == Between::l2 ? "l2" : "all";
+  return b == Between::nothing ? "nothing" : b == Between::pass ? "pass" : "all";
 }
 
 void write_case(const JobGroup& g, const ClosureArgs& a, const CheckResult& check, const Closure* c,

@@ -30,19 +30,24 @@ double median(std::vector<double> v) {
   return n % 2 == 1 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-// One line each of a block per thread, read by that thread.
-class OwnCaches {
+// `bytes` in blocks of a thread each, a word of every line read by that thread.
+class Displacer {
  public:
+  explicit Displacer(double bytes)
+      : threads_(kern::num_threads()),
+        each_(std::max(kOwnCaches, size_t(bytes / threads_) / kLine * kLine)),
+        blocks_(size_t(threads_), std::vector<char>(each_, 1)) {}
   void read_over() {
-    const int threads = kern::num_threads();
-    blocks_.resize(size_t(threads), std::vector<char>(kOwnCaches, 1));
     int64_t sum = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : sum)
-    for (size_t i = 0; i < kOwnCaches; i += 64) sum += blocks_[size_t(omp_get_thread_num())][i];
+#pragma omp parallel num_threads(threads_) reduction(+ : sum)
+    for (size_t i = 0; i < each_; i += kLine) sum += blocks_[size_t(omp_get_thread_num())][i];
     sink_ = sum;
   }
 
  private:
+  static constexpr size_t kLine = 64;
+  int threads_;
+  size_t each_;
   std::vector<std::vector<char>> blocks_;
   volatile int64_t sink_ = 0;
 };
@@ -74,16 +79,18 @@ Closure measure_closure(const spec::ForwardShape& s, ForwardWhat what, const Clo
   const Runner runner = forward_runner(*data, "cpu");
   runner.run();  // lazy growth of scratch is no part of a pass
   Closure out;
-  OwnCaches own;
   kern::Trace trace;
   trace.repetitions = o.repetitions;
-  const double weight_bytes =
-      forward_weight_count(s, what == ForwardWhat::mtp) * double(spec::dtype_bytes(s.w_dtype));
-  out.between = weight_bytes > double(last_level_cache_bytes()) ? Between::all
-                : weight_bytes > double(kOwnCaches)             ? Between::l2
-                                                                : Between::nothing;
+  const double pass_bytes = forward_cost(s, what).bytes;
+  out.between = pass_bytes > double(last_level_cache_bytes()) ? Between::all
+                : pass_bytes > double(kOwnCaches)             ? Between::pass
+                                                              : Between::nothing;
+  std::unique_ptr<Displacer> others;
   if (out.between == Between::all) trace.before = [] { scrub_caches(); };
-  if (out.between == Between::l2) trace.before = [&own] { own.read_over(); };
+  if (out.between == Between::pass) {
+    others = std::make_unique<Displacer>(pass_bytes);
+    trace.before = [&others] { others->read_over(); };
+  }
 
   std::vector<double> passes;
   // A call is known by its place in the pass: its samples come from all rounds.

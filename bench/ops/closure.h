@@ -8,10 +8,10 @@
 
 namespace v3b::bench {
 
-// What happens between the repetitions of a component alone. nothing: its operands stay in the nearest caches. l2: every
-// thread's own caches are read over, the last level stays, as between two layers of a model that fits into it. all: every
-// cache is emptied, as by a model that does not.
-enum class Between { nothing, l2, all };
+// What happens between the repetitions of a component alone. nothing: its operands stay in the nearest caches. pass: the
+// threads read as many bytes of their own as a pass reads and writes, so that the component finds its operands as far
+// away as one pass after the other does. all: every cache is emptied, as by a pass of more bytes than they hold.
+enum class Between { nothing, pass, all };
 
 struct ClosureComponent {
   std::string component, shape;

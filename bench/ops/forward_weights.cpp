@@ -22,7 +22,8 @@ constexpr int64_t kClasses = 16;
 constexpr double kClassWeight = 3;  // of the class vector in an embedding of unit variance
 constexpr double kLogit = 6;        // router logits aim at +-kLogit times the class vector's share
 constexpr uint64_t kModelSeed = 77;
-constexpr double kFreeShare = 0.85;  // of the free memory that weights may take
+// Of the free memory, what the weights and one packed form of them may take.
+constexpr double kFreeShare = 0.85, kForms = 2;
 
 double normal(const char* stream, uint64_t i) {
   return model::rng_normal({kModelSeed, model::rng_stream(stream)}, i);
@@ -105,10 +106,11 @@ std::vector<float> through_eh(const spec::ForwardShape& s, const std::vector<flo
 }
 
 model::WeightsPtr steered_weights(const spec::ForwardShape& s, bool mtp) {
-  const double bytes = forward_weight_count(s, mtp) * double(spec::dtype_bytes(s.w_dtype)),
+  const double bytes = kForms * forward_weight_count(s, mtp) * double(spec::dtype_bytes(s.w_dtype)),
                have = double(available_memory_bytes());
   if (have > 0 && bytes > kFreeShare * have)
-    throw TooLarge("the weights take " + std::to_string(int64_t(bytes / 1e9)) + " GB, " +
+    throw TooLarge("the weights and their packed form take " +
+                   std::to_string(int64_t(bytes / 1e9)) + " GB, " +
                    std::to_string(int64_t(have / 1e9)) + " GB are free");
   const model::WeightsPtr w =
       model::fast_random_weights(forward_config(s, mtp), kModelSeed, s.w_dtype);
