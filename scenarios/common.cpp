@@ -143,15 +143,6 @@ int64_t TokenSet::tokens() const {
   return n;
 }
 
-bool corpus_available(const CommonOptions& o) {
-  std::error_code ec;
-  if (!o.text.empty()) return fs::exists(o.text, ec);
-  if (!o.corpus.empty()) return fs::exists(o.corpus + "/heldout.txt", ec);
-  for (const auto& p : corpus_places())
-    if (fs::exists(p + "/heldout.txt", ec)) return true;
-  return false;
-}
-
 std::string corpus_dir(const CommonOptions& o) {
   if (!o.corpus.empty()) return o.corpus;
   std::error_code ec;

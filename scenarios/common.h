@@ -81,7 +81,6 @@ TokenSet load_tokens(const CommonOptions& o, const LoadedModel& m, const TokenSe
 // o.corpus, else $V3BENCH_CORPUS_DIR, ./build/corpus, beside the binary, in the source tree. Throws
 // not_found saying which script makes it.
 std::string corpus_dir(const CommonOptions& o);
-bool corpus_available(const CommonOptions& o);
 
 // ---- losses
 // -----------------------------------------------------------------------------------------------

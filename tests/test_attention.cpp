@@ -15,6 +15,7 @@
 #include "reference/kv_cache.h"
 #include "reference/mla.h"
 #include "reference/spec/attention.h"
+#include "tests/normals.h"
 
 namespace v3b::ref {
 namespace {
@@ -22,13 +23,6 @@ namespace {
 using Vec = std::vector<double>;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-Vec normal(int64_t n, uint64_t seed, double std = 1.0) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<double> dist(0.0, std);
-  Vec v(static_cast<size_t>(n));
-  for (double& x : v) x = dist(rng);
-  return v;
-}
 // ||a - b|| / ||b||; NaN stays NaN, so that EXPECT_LE fails on it.
 double rel(const Vec& a, const Vec& b) {
   EXPECT_EQ(a.size(), b.size());
@@ -56,7 +50,7 @@ AttentionShape shape(int64_t T, int64_t s0, int64_t n_h, int64_t n_kv, int64_t d
 
 TEST(AttentionReference, AgreesWithScalarLoops) {
   const AttentionShape a = shape(5, 3, 4, 2, 6, 4);
-  const Vec q = normal(5 * 4 * 6, 1), k = normal(8 * 2 * 6, 2), v = normal(8 * 2 * 4, 3);
+  const Vec q = normals(5 * 4 * 6, 1), k = normals(8 * 2 * 6, 2), v = normals(8 * 2 * 4, 3);
   const Result r = run(a, q, k, v);
   for (int64_t i = 0; i < 5; ++i)
     for (int64_t h = 0; h < 4; ++h) {
@@ -79,9 +73,9 @@ TEST(AttentionReference, AgreesWithScalarLoops) {
 
 TEST(AttentionReference, GqaWithDuplicatedHeadsIsMhaAndMqaIsGqa1) {
   const int64_t T = 9, n_h = 6, d = 8;
-  const Vec q = normal(T * n_h * d, 1);
+  const Vec q = normals(T * n_h * d, 1);
   for (const int64_t n_kv : {1, 2, 3}) {
-    const Vec k = normal(T * n_kv * d, 2), v = normal(T * n_kv * d, 3);
+    const Vec k = normals(T * n_kv * d, 2), v = normals(T * n_kv * d, 3);
     Vec kk(T * n_h * d), vv(T * n_h * d);
     for (int64_t t = 0; t < T; ++t)
       for (int64_t h = 0; h < n_h; ++h)
@@ -98,11 +92,12 @@ TEST(AttentionReference, GqaWithDuplicatedHeadsIsMhaAndMqaIsGqa1) {
 TEST(AttentionReference, RowSumsAreOneAndShiftDoesNotMatter) {
   const int64_t T = 7, n_h = 2, d = 5;
   AttentionShape a = shape(T, 4, n_h, n_h, d, 1);
-  const Vec q = normal(T * n_h * d, 1), k = normal((T + 4) * n_h * d, 2), ones((T + 4) * n_h, 1.0);
+  const Vec q = normals(T * n_h * d, 1), k = normals((T + 4) * n_h * d, 2),
+            ones((T + 4) * n_h, 1.0);
   for (double o : run(a, q, k, ones).o) EXPECT_NEAR(o, 1.0, 1e-12);
   // A constant added to every score of a row: an extra dimension where q is 3 and k is 1.
   a.d_v = d;
-  const Vec v = normal((T + 4) * n_h * d, 3);
+  const Vec v = normals((T + 4) * n_h * d, 3);
   AttentionShape b = a;
   b.d_qk = d + 1;
   Vec q1, k1;
@@ -121,7 +116,7 @@ TEST(AttentionReference, RowSumsAreOneAndShiftDoesNotMatter) {
 
 TEST(AttentionReference, SplitKvMergeIsTheWhole) {
   const int64_t n_h = 3, d = 8, s = 37;
-  const Vec q = normal(n_h * d, 1), k = normal(s * n_h * d, 2), v = normal(s * n_h * d, 3);
+  const Vec q = normals(n_h * d, 1), k = normals(s * n_h * d, 2), v = normals(s * n_h * d, 3);
   const Result whole = run(shape(1, s - 1, n_h, n_h, d, d), q, k, v);
   Vec o_parts, lse_parts;
   const std::vector<int64_t> cuts = {0, 1, 20, 20, 37};  // the third part is empty
@@ -143,7 +138,7 @@ TEST(AttentionReference, EmptyRowsByFlag) {
   for (const auto flag : {spec::EmptyLse::pos_inf, spec::EmptyLse::neg_inf}) {
     AttentionShape a = shape(3, -2, 2, 1, 4, 4);  // one key; queries 0 and 1 see nothing
     a.empty_lse = flag;
-    const Result r = run(a, normal(24, 1), normal(4, 2), normal(4, 3));
+    const Result r = run(a, normals(24, 1), normals(4, 2), normals(4, 3));
     for (int64_t i = 0; i < 4; ++i) EXPECT_EQ(r.lse[i], empty_lse_value<double>(flag));
     for (int64_t i = 0; i < 16; ++i) EXPECT_EQ(r.o[i], 0.0);
     EXPECT_TRUE(std::isfinite(r.lse[4]) && std::isfinite(r.o[16]));
@@ -157,7 +152,7 @@ TEST(AttentionReference, EmptyRowsByFlag) {
 
 TEST(AttentionReference, ChunkedIsWholeAndDecodeIsTheLastRow) {
   const int64_t T = 300, n_h = 2, d = 6;  // longer than the query block of the reference
-  const Vec q = normal(T * n_h * d, 1), k = normal(T * n_h * d, 2), v = normal(T * n_h * d, 3);
+  const Vec q = normals(T * n_h * d, 1), k = normals(T * n_h * d, 2), v = normals(T * n_h * d, 3);
   const Result whole = run(shape(T, 0, n_h, n_h, d, d), q, k, v);
   Vec o;
   for (int64_t at = 0; at < T;) {
@@ -179,7 +174,7 @@ TEST(AttentionReference, ScaleConstants) {
 
 TEST(AttentionReference, RoundedProbabilitiesStayNear) {
   AttentionShape a = shape(20, 0, 2, 2, 16, 16);
-  const Vec q = normal(640, 1), k = normal(640, 2), v = normal(640, 3);
+  const Vec q = normals(640, 1), k = normals(640, 2), v = normals(640, 3);
   const Result exact = run(a, q, k, v);
   a.p_dtype = spec::DType::bf16;
   const double err = rel(run(a, q, k, v).o, exact.o);
@@ -215,9 +210,9 @@ TEST(AttentionReference, BackwardAgainstCentralDifferences) {
   for (const auto& a :
        {shape(7, 0, 4, 4, 5, 3), shape(6, 3, 4, 2, 5, 3), shape(4, -2, 2, 1, 5, 3)}) {
     const int64_t s = a.s();
-    Vec q = normal(a.T * a.n_h * a.d_qk, 1), k = normal(s * a.n_kv * a.d_qk, 2),
-        v = normal(s * a.n_kv * a.d_v, 3);
-    const Vec w = normal(a.T * a.n_h * a.d_v, 4);
+    Vec q = normals(a.T * a.n_h * a.d_qk, 1), k = normals(s * a.n_kv * a.d_qk, 2),
+        v = normals(s * a.n_kv * a.d_v, 3);
+    const Vec w = normals(a.T * a.n_h * a.d_v, 4);
     Vec dq(q.size(), kNaN), dk(k.size(), kNaN), dv(v.size(), kNaN);
     attention_core_backward(a, q.data(), k.data(), v.data(), w.data(), dq.data(), dk.data(),
                             dv.data());
@@ -234,8 +229,8 @@ TEST(AttentionReference, BackwardAgainstCentralDifferences) {
 struct Mla {
   MlaShape m{.n_h = 4, .d_n = 6, .d_r = 4, .d_v = 5, .d_c = 12};
   int64_t s = 21;
-  Vec w = normal(m.n_h * (m.d_n + m.d_v) * m.d_c, 11, 0.3), c = normal(s * m.d_c, 12),
-      pe = normal(s * m.d_r, 13), q = normal(s * m.n_h * m.d_qk(), 14);
+  Vec w = normals(m.n_h * (m.d_n + m.d_v) * m.d_c, 11, 0.3), c = normals(s * m.d_c, 12),
+      pe = normals(s * m.d_r, 13), q = normals(s * m.n_h * m.d_qk(), 14);
   double scale = mla_scale(m.d_qk(), 1.2);
 
   Vec expanded(int64_t T) const {  // the last T queries
@@ -298,7 +293,7 @@ TEST(MlaReference, PermutedHeadsPermuteTheResult) {
 
 TEST(MlaReference, ExpandBackwardAgainstCentralDifferences) {
   Mla x;
-  const Vec wk = normal(x.s * x.m.n_h * x.m.d_qk(), 31), wv = normal(x.s * x.m.n_h * x.m.d_v, 32);
+  const Vec wk = normals(x.s * x.m.n_h * x.m.d_qk(), 31), wv = normals(x.s * x.m.n_h * x.m.d_v, 32);
   Vec dc(x.c.size(), kNaN), dpe(x.pe.size(), kNaN), dw(x.w.size(), 0.0);
   mla_expand_backward(x.m, x.s, x.c.data(), x.w.data(), wk.data(), wv.data(), dc.data(), dpe.data(),
                       dw.data());
@@ -355,9 +350,9 @@ TEST(MlaReference, PagedIsContiguousBitwise) {
   const double scale = 0.3;
   for (const int64_t s_q : {1, 2}) {
     std::vector<Vec> sequences;
-    for (const int64_t s : {70, 0, 1, 64, 129, 17}) sequences.push_back(normal(s * d, 100 + s));
+    for (const int64_t s : {70, 0, 1, 64, 129, 17}) sequences.push_back(normals(s * d, 100 + s));
     const int64_t B = static_cast<int64_t>(sequences.size());
-    const Vec q = normal(B * s_q * n_h * d, 7);
+    const Vec q = normals(B * s_q * n_h * d, 7);
     Vec expect_o, expect_lse;
     for (int64_t b = 0; b < B; ++b) {
       const int64_t s = static_cast<int64_t>(sequences[b].size()) / d;
@@ -407,7 +402,7 @@ TEST(KvRecord, SizesAndScales) {
 TEST(KvRecord, RoundTripNoiseAndBitPatterns) {
   for (const int64_t d_c : {512, 160, 32}) {
     const int64_t d_r = 16, T = 64;
-    const Vec c = normal(T * d_c, 1), pe = normal(T * d_r, 2);
+    const Vec c = normals(T * d_c, 1), pe = normals(T * d_r, 2);
     for (const auto format : {spec::KvFormat::fp8_656_pow2, spec::KvFormat::fp8_656_free}) {
       const int64_t bytes = spec::mla_cache_row_bytes(format, spec::DType::bf16, d_c, d_r);
       std::vector<uint8_t> record(bytes);
@@ -442,7 +437,7 @@ TEST(KvRecord, RoundTripNoiseAndBitPatterns) {
 
 TEST(KvRecord, CacheWriteReadsBackAndSkipsNegativeSlots) {
   const int64_t d_c = 40, d_r = 8, page = 16, blocks = 3;
-  const Vec c = normal(3 * d_c, 1), pe = normal(3 * d_r, 2);
+  const Vec c = normals(3 * d_c, 1), pe = normals(3 * d_r, 2);
   const std::vector<int32_t> slots = {2 * 16 + 5, -1, 3};
   for (const auto dtype : {spec::DType::f64, spec::DType::f32, spec::DType::bf16}) {
     const int64_t row = spec::mla_cache_row_bytes(spec::KvFormat::bf16, dtype, d_c, d_r);

@@ -13,6 +13,7 @@
 #include "reference/cross_entropy.h"
 #include "reference/gemm.h"
 #include "reference/perplexity.h"
+#include "tests/normals.h"
 
 namespace v3b {
 namespace {
@@ -20,14 +21,6 @@ namespace {
 using spec::bf16;
 using spec::DType;
 using spec::PplDef;
-
-std::vector<double> normals(int64_t n, uint64_t seed, double std = 1.0) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<double> normal(0.0, std);
-  std::vector<double> v(n);
-  for (double& x : v) x = normal(rng);
-  return v;
-}
 
 TEST(CrossEntropy, KnownValues) {
   const std::vector<double> z = {0.0, std::log(2.0), std::log(5.0)};  // p = 1/8, 2/8, 5/8

@@ -15,6 +15,7 @@
 #include "reference/fp8_gemm.h"
 #include "reference/fp8_quant.h"
 #include "reference/gemm.h"
+#include "tests/normals.h"
 #include "tests/worst.h"
 
 namespace v3b {
@@ -25,15 +26,6 @@ using spec::bf16;
 using spec::DType;
 using spec::f8e4m3;
 using spec::fp8_blocks;
-
-template <class S>
-std::vector<S> normals(int64_t n, uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<double> normal;
-  std::vector<S> v(n);
-  for (S& x : v) x = static_cast<S>(normal(rng));
-  return v;
-}
 
 template <class A, class B>
 double rel_error(const std::vector<A>& got, const std::vector<B>& want) {

@@ -4,7 +4,6 @@
 
 #include <bit>
 #include <cstring>
-#include <random>
 #include <vector>
 
 #include "kernels/core/cpu.h"
@@ -12,6 +11,7 @@
 #include "kernels/norm_rope/rmsnorm.h"
 #include "kernels/norm_rope/swiglu.h"
 #include "reference/fp8_quant.h"
+#include "tests/normals.h"
 
 namespace v3b {
 namespace {
@@ -21,15 +21,6 @@ using spec::bf16;
 using spec::DType;
 using spec::f8e4m3;
 using spec::fp8_blocks;
-
-template <class S>
-std::vector<S> normals(int64_t n, uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<double> d;
-  std::vector<S> v(static_cast<size_t>(n));
-  for (S& x : v) x = static_cast<S>(d(rng));
-  return v;
-}
 
 // bf16 values of all significands and exponents down to nothing beside each of the 128 significands of a largest value.
 std::vector<bf16> all_significands(int exponent, int64_t cols) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "reference/moe.h"
+#include "tests/normals.h"
 
 namespace v3b {
 namespace {
@@ -19,13 +20,6 @@ using ref::Ffn;
 using ref::FfnGrad;
 using spec::DropPolicy;
 
-std::vector<double> normals(int64_t n, uint64_t seed, double std = 1.0) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<double> dist(0.0, std);
-  std::vector<double> v(n);
-  for (double& x : v) x = dist(rng);
-  return v;
-}
 std::vector<int32_t> random_routes(int64_t T, int64_t E, int64_t K, uint64_t seed) {
   std::mt19937_64 rng(seed);
   std::vector<int32_t> order(E), idx;

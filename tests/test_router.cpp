@@ -12,6 +12,7 @@
 
 #include "kernels/moe/moe.h"
 #include "reference/router.h"
+#include "tests/normals.h"
 
 namespace v3b {
 namespace {
@@ -34,13 +35,6 @@ RouterConfig softmax_plain(int64_t E, int64_t K, bool norm, double c_r = 1.0) {
           .gate_eps = spec::GateEps::zero};
 }
 
-std::vector<double> normals(int64_t n, uint64_t seed, double std = 1.0) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<double> dist(0.0, std);
-  std::vector<double> v(n);
-  for (double& x : v) x = dist(rng);
-  return v;
-}
 double logit(double s) { return std::log(s / (1 - s)); }
 std::set<int32_t> chosen(const Routes<double>& r, int64_t t) {
   return {r.idx.begin() + t * r.K, r.idx.begin() + (t + 1) * r.K};

@@ -28,7 +28,6 @@ struct Closure {
   double explained_us() const;
   double in_pass_us() const;  // the rest of the pass is between the calls
   double rest_us() const { return pass_us - explained_us(); }
-  double rest_pct() const { return 100 * rest_us() / pass_us; }
 };
 
 struct ClosureOptions {

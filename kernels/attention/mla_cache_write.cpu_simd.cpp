@@ -186,9 +186,6 @@ class RecordStream {
   const uint8_t *made_ = nullptr, *next_ = nullptr;
 };
 
-}  // namespace
-
-namespace {
 // The rows of k_pe as they go into the cache: where they lie, or rotated, some at a time, into a buffer in L1.
 class KeyRows {
  public:

@@ -17,7 +17,7 @@ CudaModel::CudaModel(model::WeightsPtr w, spec::DType d, const model::BackendOpt
       room(o.max_context > 0 ? o.max_context : w->config.max_position_embeddings),
       stream(cuda_stream()) {
   dynamic_rope = cfg.rope_scaling.type == model::RopeType::dynamic || cfg.rope_scaling.dynamic;
-  weights = upload_model(pack_model(w, d, o.flags.router_dtype != spec::RouterDtype::fp32));
+  weights = upload_model(cfg, pack_model(w, d, o.flags.router_dtype != spec::RouterDtype::fp32));
   const int64_t row =
       spec::mla_cache_row_bytes(o.flags.kv_format, d, cfg.kv_lora_rank, cfg.qk_rope_head_dim);
   main_pool = std::make_shared<PagePool>(cfg.num_hidden_layers, o.page_size, row, room);

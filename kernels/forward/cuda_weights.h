@@ -14,7 +14,8 @@ struct DeviceLinear {  // [out, in] row-major, of the compute dtype
 struct DeviceLayer {
   const float *input_norm = nullptr, *post_norm = nullptr, *q_a_norm = nullptr,
               *kv_a_norm = nullptr;
-  DeviceLinear a_proj, q_b, kv_b, uk_t, o_proj;
+  DeviceLinear a_proj, q_b, kv_b, o_proj;
+  DeviceLinear uk_t;  // [n_h, d_c, d_n]: W_UK of each head (in kv_b) transposed, for absorption
   bool is_moe = false;
   DeviceLinear gate_up, down;
   const float* router = nullptr;               // [E, d]
@@ -41,6 +42,6 @@ struct DeviceModel {
 };
 
 // Uploads; throws CudaOutOfMemory.
-DeviceModel upload_model(const PackedModel& p);
+DeviceModel upload_model(const model::ModelConfig& c, const PackedModel& p);
 
 }  // namespace v3b::kern

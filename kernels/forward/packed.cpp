@@ -103,7 +103,6 @@ void pack_experts(const model::MoeWeights& w, const How& how, PackedLayer& p) {
 }
 
 PackedLayer pack_layer(const model::ModelConfig& c, const model::LayerWeights& w, const How& how) {
-  const spec::DType dtype = how.dtype;
   PackedLayer p;
   p.input_norm = floats(w.input_layernorm);
   p.post_norm = floats(w.post_attention_layernorm);
@@ -117,25 +116,6 @@ PackedLayer pack_layer(const model::ModelConfig& c, const model::LayerWeights& w
   }
   p.kv_b = stack({&w.attn.kv_b_proj}, how);
   p.o_proj = stack({&w.attn.o_proj}, how);
-  const int64_t n_h = c.num_attention_heads, d_n = c.qk_nope_head_dim, d_v = c.v_head_dim,
-                d_c = c.kv_lora_rank;
-  const int64_t e = spec::dtype_bytes(dtype);
-  p.uk_t.out = n_h * d_c;
-  p.uk_t.in = d_n;
-  p.uk_t.data = Buffer<uint8_t>(n_h * d_c * d_n * e);
-  const auto transpose = [&](auto* to, const auto* from) {
-#pragma omp parallel for schedule(static)
-    for (int64_t h = 0; h < n_h; ++h)
-      for (int64_t i = 0; i < d_c; ++i)
-        for (int64_t r = 0; r < d_n; ++r)
-          to[(h * d_c + i) * d_n + r] = from[(h * (d_n + d_v) + r) * d_c + i];
-  };
-  if (e == 2)
-    transpose(reinterpret_cast<uint16_t*>(p.uk_t.data.data()),
-              reinterpret_cast<const uint16_t*>(p.kv_b.bytes()));
-  else
-    transpose(reinterpret_cast<uint32_t*>(p.uk_t.data.data()),
-              reinterpret_cast<const uint32_t*>(p.kv_b.bytes()));
   p.is_moe = w.is_moe;
   if (!w.is_moe) {
     p.gate_up = stack({&w.mlp.gate_proj, &w.mlp.up_proj}, how);
@@ -201,7 +181,6 @@ void pack_for_cpu(const model::ModelConfig& c, PackedModel& p) {
     const uint8_t* w_uv = l.kv_b.bytes() + d_n * d_c * spec::dtype_bytes(p.dtype);
     l.w_uk = PackedHeads({p.dtype, n_h, d_c, d_n, l.kv_b.bytes(), d_c, head, true});
     l.w_uv = PackedHeads({p.dtype, n_h, d_v, d_c, w_uv, d_c, head, false});
-    l.uk_t = {};
     for (Linear* m : {&l.a_proj, &l.q_b, &l.kv_b, &l.o_proj, &l.gate_up, &l.down}) pack(*m);
     if (!l.is_moe) return;
     const bool shared = l.shared_ptrs.gate != nullptr;

@@ -1,6 +1,7 @@
-// A model's weights as the CPU backend reads them: contiguous, aligned, in the compute dtype; norms
-// and router f32. Matrices that lie in memory like that already (ModelWeights::in_place) are read where they are; FP8
-// experts stay FP8 where the backend computes in bf16.
+// A model's weights as the backends take them: contiguous, aligned, in the compute dtype; norms and router f32. The CUDA
+// backend uploads them. The CPU backend packs them once more, for its products (pack_for_cpu); so that this takes no
+// second copy it may borrow matrices that lie in memory like that already (ModelWeights::in_place), and FP8 experts stay
+// FP8 where it computes in bf16.
 #pragma once
 #include <vector>
 
@@ -25,7 +26,6 @@ struct PackedLayer {
   Linear a_proj;  // [d_q + d_c + d_r, d]: q_a then kv_a; without q_lora: q in place of q_a
   Linear q_b;     // [n_h d_qk, d_q]; empty without q_lora
   Linear kv_b;    // [n_h (d_n + d_v), d_c]
-  Linear uk_t;    // [n_h, d_c, d_n]: W_UK of each head transposed, for absorption
   Linear o_proj;  // [d, n_h d_v]
   bool is_moe = false;
   Linear gate_up, down;  // dense layers: [2f, d] gate then up; [d, f]

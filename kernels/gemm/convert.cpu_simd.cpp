@@ -46,6 +46,9 @@ void convert_f32_to_bf16(const float* src, spec::bf16* dst, int64_t n) noexcept 
   auto* out = reinterpret_cast<uint16_t*>(dst);
   split(n, [&](int64_t lo, int64_t count) { narrow(src + lo, out + lo, count); });
 }
+void convert_row_f32_to_bf16(const float* src, spec::bf16* dst, int64_t n) noexcept {
+  narrow(src, reinterpret_cast<uint16_t*>(dst), n);
+}
 
 void convert_bf16_to_f32(const spec::bf16* src, float* dst, int64_t n) noexcept {
   const auto* in = reinterpret_cast<const uint16_t*>(src);

@@ -150,16 +150,14 @@ namespace {
 
 constexpr int64_t kParallelFrom = 1 << 14;  // logits; below it the team costs more
 
-int64_t label_of(const int64_t* labels, int64_t t) {
-  return labels == nullptr ? spec::kIgnoreLabel : labels[t];
-}
-
 }  // namespace
 
-void LseState::finish(int64_t label, float* nll, float* lse, int32_t* best) const noexcept {
-  *lse = max + std::log(sum);
-  if (nll != nullptr) *nll = label == spec::kIgnoreLabel ? 0.0F : *lse - label_logit;
-  if (best != nullptr) *best = argmax;
+void LseState::finish(int64_t t, const int64_t* labels, float* nll, float* lse,
+                      int32_t* best) const noexcept {
+  lse[t] = max + std::log(sum);
+  if (nll != nullptr)
+    nll[t] = lse_label(labels, t) == spec::kIgnoreLabel ? 0.0F : lse[t] - label_logit;
+  if (best != nullptr) best[t] = argmax;
 }
 void lse_fold(const float* z, int64_t n, int64_t first, int64_t label, LseState& s) noexcept {
   HWY_DYNAMIC_DISPATCH(fold)(z, n, first, label, s);
@@ -175,10 +173,8 @@ void cross_entropy_rows(int64_t T, int64_t V, const float* z, int64_t ldz, const
 #pragma omp parallel for schedule(static) if (T > 1 && T * V >= kParallelFrom && num_threads() > 1)
   for (int64_t t = 0; t < T; ++t) {
     LseState s;
-    const int64_t label = label_of(labels, t);
-    HWY_DYNAMIC_DISPATCH(fold)(z + t * ldz, V, 0, label, s);
-    s.finish(label, nll == nullptr ? nullptr : nll + t, lse + t,
-             argmax == nullptr ? nullptr : argmax + t);
+    HWY_DYNAMIC_DISPATCH(fold)(z + t * ldz, V, 0, lse_label(labels, t), s);
+    s.finish(t, labels, nll, lse, argmax);
   }
 }
 

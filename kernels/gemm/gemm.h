@@ -59,5 +59,6 @@ std::string gemm_onednn_isa();  // "oneDNN:avx512_core_bf16", what oneDNN dispat
 // Row-wise conversions, OpenMP and SIMD: n elements.
 void convert_f32_to_bf16(const float* src, spec::bf16* dst, int64_t n) noexcept;
 void convert_bf16_to_f32(const spec::bf16* src, float* dst, int64_t n) noexcept;
+void convert_row_f32_to_bf16(const float* src, spec::bf16* dst, int64_t n) noexcept;  // one thread
 
 }  // namespace v3b::kern

@@ -10,17 +10,14 @@
 #include <immintrin.h>
 
 #include "kernels/core/amx.h"
+#include "kernels/gemm/amx_products-inl.h"
 #include "kernels/gemm/tile.h"
 
 #if defined(V3B_AMX_EMULATE) || defined(__AMX_TILE__)
 namespace v3b::kern {
 namespace {
 
-// Tiles 0-3: C; 4, 5: P; 6, 7: Q. kWide: C[p][q] = 2p + q, two P by two Q; else C[p], P loaded one after the other.
-struct Sums {
-  alignas(64) float tile[4][16 * 16];
-};
-
+// Tiles 0-3: C; 4, 5: P; 6, 7: Q.
 void put(const TileArgs& t, const float* tile, int64_t r0, int64_t rows, int64_t g) noexcept {
   const int64_t l = g * 16, left = t.lanes - l;
   const __mmask16 mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1u);
@@ -43,25 +40,7 @@ void wide(const TileArgs& t, int64_t r, int64_t first, int64_t second, int64_t g
   const uint32_t* p0 = t.p + r * t.p_row;
   const uint32_t* p1 = p0 + first * t.p_row;
   const uint32_t* q0 = t.q + g * t.q_group;
-  const uint32_t* q1 = q0 + t.q_group;
-  amx::zero<0>();
-  amx::zero<1>();
-  amx::zero<2>();
-  amx::zero<3>();
-  for (int64_t k = 0; k < t.steps; k += 16) {
-    amx::load<6>(q0 + k * 16, 64);
-    amx::load<4>(p0 + k, t.p_row * 4);
-    amx::dpbf16<0, 4, 6>();
-    amx::load<7>(q1 + k * 16, 64);
-    amx::dpbf16<1, 4, 7>();
-    amx::load<5>(p1 + k, t.p_row * 4);
-    amx::dpbf16<2, 5, 6>();
-    amx::dpbf16<3, 5, 7>();
-  }
-  amx::store<0>(s.tile[0], 64);
-  amx::store<1>(s.tile[1], 64);
-  amx::store<2>(s.tile[2], 64);
-  amx::store<3>(s.tile[3], 64);
+  product_2x2({p0, 16}, {p1, 16}, t.p_row * 4, q0, q0 + t.q_group, t.steps, s);
   put(t, s.tile[0], r, first, g);
   put(t, s.tile[1], r, first, g + 1);
   put(t, s.tile[2], r + first, second, g);
@@ -96,10 +75,7 @@ void tall(const TileArgs& t, int64_t r, int64_t g, Sums& s) noexcept {
   const uint32_t* p = t.p + r * t.p_row;
   const uint32_t* q = t.q + g * t.q_group;
   const int64_t tile = 16 * t.p_row;
-  amx::zero<0>();
-  amx::zero<1>();
-  amx::zero<2>();
-  amx::zero<3>();
+  zero_sums();
   for (int64_t k = 0; k < t.steps; k += 16) {
     amx::load<6>(q + k * 16, 64);
     amx::load<4>(p + k, t.p_row * 4);
@@ -111,10 +87,7 @@ void tall(const TileArgs& t, int64_t r, int64_t g, Sums& s) noexcept {
     amx::load<5>(p + 3 * tile + k, t.p_row * 4);
     amx::dpbf16<3, 5, 6>();
   }
-  amx::store<0>(s.tile[0], 64);
-  amx::store<1>(s.tile[1], 64);
-  amx::store<2>(s.tile[2], 64);
-  amx::store<3>(s.tile[3], 64);
+  store_sums(s);
   for (int i = 0; i < 4; ++i) put(t, s.tile[i], r + 16 * i, 16, g);
 }
 

@@ -18,10 +18,6 @@ namespace {
 constexpr int64_t kUnits = 256;
 constexpr int64_t kRowBlock = 512;
 
-int64_t label_of(const spec::LmHeadCeArgs& a, int64_t t) {
-  return a.labels == nullptr ? spec::kIgnoreLabel : a.labels[t];
-}
-
 }  // namespace
 
 PackedMatrix lm_head_pack(const spec::LmHeadCeArgs& a) {
@@ -61,15 +57,14 @@ void lm_head_ce_cpu_packed(const spec::LmHeadCeArgs& a, const PackedWeight& w) n
         packed_product(w, p, g, g1, logits.data(), ld, false);
         for (int64_t i = 0; i < p.m; ++i)
           lse_fold(logits.data() + i * ld, std::min(a.V, g1 * 16) - g * 16, g * 16,
-                   label_of(a, r + i), state[u * a.T + r + i]);
+                   lse_label(a.labels, r + i), state[u * a.T + r + i]);
       }
     }
   };
   const auto finish = [&](int64_t i) {
     LseState s;
     for (int64_t u = 0; u < units; ++u) lse_merge(state[u * a.T + i], s);
-    s.finish(label_of(a, i), a.nll == nullptr ? nullptr : a.nll + i, a.lse + i,
-             a.argmax == nullptr ? nullptr : a.argmax + i);
+    s.finish(i, a.labels, a.nll, a.lse, a.argmax);
   };
   if (threads == 1) {
     pack_rows(w.type, x, packed, 0, a.T);

@@ -35,9 +35,6 @@ constexpr int64_t kFewUnit = 512, kFewUnits = 64;  // vocabulary a unit of few r
 const std::byte* row_of(const void* p, int64_t row, int64_t d, DType t) {
   return static_cast<const std::byte*>(p) + row * d * spec::dtype_bytes(t);
 }
-int64_t label_of(const spec::LmHeadCeArgs& a, int64_t t) {
-  return a.labels == nullptr ? spec::kIgnoreLabel : a.labels[t];
-}
 
 struct Head {
   const spec::LmHeadCeArgs& a;
@@ -65,7 +62,7 @@ struct Head {
     gemm(g);
     for (int64_t t = 0; t < a.T; ++t) {
       LseState s;
-      lse_fold(logits + t * n, n, v0, label_of(a, t), s);
+      lse_fold(logits + t * n, n, v0, lse_label(a.labels, t), s);
       const int64_t at = u * padded + t;
       max[at] = s.max, sum[at] = s.sum, label[at] = s.label_logit, argmax[at] = s.argmax;
     }
@@ -97,8 +94,7 @@ struct Head {
       const int64_t at = u * padded + t;
       lse_merge({max[at], sum[at], label[at], argmax[at]}, s);
     }
-    s.finish(label_of(a, t), a.nll == nullptr ? nullptr : a.nll + t, a.lse + t,
-             a.argmax == nullptr ? nullptr : a.argmax + t);
+    s.finish(t, a.labels, a.nll, a.lse, a.argmax);
   }
 };
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "reference/spec/lm_head_ce.h"
+
 namespace v3b::kern {
 
 struct LseState {
@@ -11,8 +13,14 @@ struct LseState {
   float sum = 0;  // of exp(z - max); NaN once a logit was
   float label_logit = 0;
   int32_t argmax = 0;
-  void finish(int64_t label, float* nll, float* lse, int32_t* best) const noexcept;
+  // Of row t into its arrays; labels, nll and best may be null.
+  void finish(int64_t t, const int64_t* labels, float* nll, float* lse,
+              int32_t* best) const noexcept;
 };
+
+inline int64_t lse_label(const int64_t* labels, int64_t t) noexcept {
+  return labels == nullptr ? spec::kIgnoreLabel : labels[t];
+}
 
 // The later of two neighbouring ranges into the earlier one.
 inline void lse_merge(const LseState& next, LseState& s) noexcept {

@@ -24,7 +24,7 @@ inline HeadProducts head_products(const spec::MlaAbsorbArgs& a) {
   return p;
 }
 
-// What the decode step calls.
+// On the weight as it lies; the decode step runs packed_heads() of packed_ops.h.
 void mla_absorb_cpu_simd(const spec::MlaAbsorbArgs& a) noexcept;
 // Baseline: oneDNN alone.
 void mla_absorb_cpu_onednn(const spec::MlaAbsorbArgs& a) noexcept;

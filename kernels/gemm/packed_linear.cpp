@@ -8,6 +8,7 @@
 #include "kernels/core/cpu.h"
 #include "kernels/core/shares.h"
 #include "kernels/core/team.h"
+#include "kernels/gemm/gemm.h"
 
 namespace v3b::kern {
 namespace {
@@ -20,16 +21,6 @@ constexpr int64_t kRowBlock = 512;         // rows of activations in a unit
 constexpr int64_t kTileGroups = 3;         // that the kernels take at a time
 constexpr int64_t kEarlyPack = 64 << 10;   // elements: packed before the team wakes
 constexpr int64_t kUnitsPerThread = 4;
-
-void narrow(const float* __restrict from, uint16_t* __restrict to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t u;
-    std::memcpy(&u, from + i, 4);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    const uint32_t quiet = (u >> 16) | 0x40u;
-    to[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-  }
-}
 
 struct Scratch {
   Buffer<uint32_t> rows;
@@ -63,7 +54,7 @@ void packed_store(const float* from, int64_t ld, int64_t rows, int64_t n,
                   const LinearOut& out) noexcept {
   for (int64_t i = 0; i < rows; ++i, from += ld) {
     if (out.type == DType::bf16) {
-      narrow(from, static_cast<uint16_t*>(out.c) + i * out.ldc, n);
+      convert_row_f32_to_bf16(from, static_cast<spec::bf16*>(out.c) + i * out.ldc, n);
       continue;
     }
     float* c = static_cast<float*>(out.c) + i * out.ldc;

@@ -15,7 +15,6 @@ class PackedMatrix {
   // scale: of f8e4m3 (PackedWeight::scale), not copied: the caller keeps it.
   explicit PackedMatrix(const PackSource& s, const float* scale = nullptr);
   PackedWeight view() const { return {type_, n_, k_, data_.data(), scale_}; }
-  bool empty() const { return n_ == 0; }
 
  private:
   spec::DType type_ = spec::DType::bf16;

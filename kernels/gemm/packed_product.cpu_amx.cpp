@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include "kernels/core/amx.h"
+#include "kernels/gemm/amx_products-inl.h"
 #include "kernels/gemm/packed_weight.h"
 
 #if defined(V3B_AMX_EMULATE) || defined(__AMX_TILE__)
@@ -26,9 +27,6 @@ constexpr int64_t kAhead = 4096;  // bytes
 
 inline int64_t least(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
-struct Sums {
-  alignas(64) float tile[4][16 * 16];
-};
 struct Widened {
   alignas(64) uint32_t step[kGroups][kBlock / 2 * 16];
 };
@@ -70,10 +68,7 @@ void configure(int64_t first, int64_t second) noexcept {
 // One A tile (x: [steps / 16][rows][16]) against up to four groups.
 void single(const Block& b, const uint32_t* x, int64_t r0, int64_t rows, Sums& s) noexcept {
   const uint32_t* w = b.w;
-  amx::zero<0>();
-  amx::zero<1>();
-  amx::zero<2>();
-  amx::zero<3>();
+  zero_sums();
   for (int64_t k = 0; k < b.steps; k += 16) {
     amx::load<4>(x + k * rows, 64);
     amx::load<6>(w + k * 16, 64);
@@ -95,10 +90,7 @@ void single(const Block& b, const uint32_t* x, int64_t r0, int64_t rows, Sums& s
         _mm_prefetch(reinterpret_cast<const char*>(w + g * b.group + (k + line) * 16) + kAhead,
                      _MM_HINT_T0);
   }
-  amx::store<0>(s.tile[0], 64);
-  amx::store<1>(s.tile[1], 64);
-  amx::store<2>(s.tile[2], 64);
-  amx::store<3>(s.tile[3], 64);
+  store_sums(s);
   for (int64_t g = 0; g < b.groups; ++g) put(b, s.tile[g], r0, rows, g);
 }
 
@@ -106,25 +98,7 @@ void single(const Block& b, const uint32_t* x, int64_t r0, int64_t rows, Sums& s
 void pair(const Block& b, const uint32_t* x0, const uint32_t* x1, int64_t r0, int64_t second,
           int64_t g, Sums& s) noexcept {
   const uint32_t* w0 = b.w + g * b.group;
-  const uint32_t* w1 = w0 + b.group;
-  amx::zero<0>();
-  amx::zero<1>();
-  amx::zero<2>();
-  amx::zero<3>();
-  for (int64_t k = 0; k < b.steps; k += 16) {
-    amx::load<6>(w0 + k * 16, 64);
-    amx::load<4>(x0 + k * kRows, 64);
-    amx::dpbf16<0, 4, 6>();
-    amx::load<7>(w1 + k * 16, 64);
-    amx::dpbf16<1, 4, 7>();
-    amx::load<5>(x1 + k * second, 64);
-    amx::dpbf16<2, 5, 6>();
-    amx::dpbf16<3, 5, 7>();
-  }
-  amx::store<0>(s.tile[0], 64);
-  amx::store<1>(s.tile[1], 64);
-  amx::store<2>(s.tile[2], 64);
-  amx::store<3>(s.tile[3], 64);
+  product_2x2({x0, 16 * kRows}, {x1, 16 * second}, 64, w0, w0 + b.group, b.steps, s);
   put(b, s.tile[0], r0, kRows, g);
   put(b, s.tile[1], r0, kRows, g + 1);
   put(b, s.tile[2], r0 + kRows, second, g);
@@ -211,8 +185,7 @@ void V3B_AMX_ENTRY(packed_product_cpu_amx)(const PackedWeight& w, const PackedRo
       for (int64_t j = 0; j < b.groups; ++j) {
         widen(static_cast<const uint8_t*>(w.data) + ((g + j) * depth + k * kBlock) * 16,
               packed_code_marks(w, g + j)[k] != 0, lines, wide.step[j]);
-        sw[j] = kPackedCodeScale *
-                (w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + k]);
+        sw[j] = kPackedCodeScale * packed_scale(w, g + j, k);
       }
       b.sx = x.scale == nullptr ? nullptr : x.scale + k;
       b.c = c + (g - g0) * 16, b.add = add || k > 0;

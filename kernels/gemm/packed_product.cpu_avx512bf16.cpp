@@ -336,8 +336,7 @@ void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64
       for (int64_t j = 0; j < n; ++j) {
         t.marked[j] = packed_code_marks(w, g + j)[b] != 0;
         any = any || t.marked[j];
-        sw[j] = kPackedCodeScale *
-                (w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + b]);
+        sw[j] = kPackedCodeScale * packed_scale(w, g + j, b);
       }
       (any ? marked : normal)(t);
       rest.steps = t.steps, rest.add = t.add;

@@ -195,7 +195,7 @@ void product_codes(const PackedWeight& w, const PackedRows& x, int64_t g0, int64
         const uint8_t* from = data + ((g + j) * depth + b * kBlock) * 16;
         for (int64_t i = 0; i < t.depth * 16; i += 64) hwy::Prefetch(from + i + kAhead);
         widen_codes(from, t.depth / 4, wide[j]);
-        sw[j] = w.scale == nullptr ? 1.0F : w.scale[(g + j) / (kBlock / 16) * blocks + b];
+        sw[j] = packed_scale(w, g + j, b);
       }
       t.c = c + (g - g0) * 16, t.add = add || b > 0;
       t.sx = x.scale == nullptr ? nullptr : x.scale + b;

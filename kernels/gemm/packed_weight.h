@@ -36,6 +36,10 @@ inline constexpr float kPackedCodeScale = 256.0F;  // what the AVX-512 forms of 
   return static_cast<const uint8_t*>(w.data) +
          packed_groups(w.n) * packed_group_bytes(w.type, w.k) + group * ((w.k + 127) / 128);
 }
+// The weight's scale of a group and a block of 128 of K.
+[[maybe_unused]] static float packed_scale(const PackedWeight& w, int64_t group, int64_t block) {
+  return w.scale == nullptr ? 1.0F : w.scale[group / 8 * ((w.k + 127) / 128) + block];
+}
 // A multiple of 64.
 [[maybe_unused]] static int64_t packed_weight_bytes(spec::DType type, int64_t n, int64_t k) {
   const int64_t marks = type == spec::DType::f8e4m3 ? packed_groups(n) * ((k + 127) / 128) : 0;

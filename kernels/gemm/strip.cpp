@@ -187,9 +187,4 @@ void strip_lanes(const StripX& x, int64_t g0, int64_t g1, const StripW& w, int64
   }
 }
 
-void strip(const StripX& x, const StripW& w, int64_t n0, int64_t n1, float* c, int64_t ldc,
-           bool add) noexcept {
-  strip_lanes(x, 0, (x.m + 15) / 16, w, n0, n1, c, ldc, add);
-}
-
 }  // namespace v3b::kern

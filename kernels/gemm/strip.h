@@ -33,15 +33,12 @@ int64_t strip_x_dwords(TileForm form, int64_t m, int64_t k) noexcept;
 // Groups of 16 rows [g0, g1) of x into out (the whole buffer's start); the groups can be shared out to threads.
 void strip_pack_x(TileForm form, const PackArgs& x, int64_t g0, int64_t g1) noexcept;
 StripX strip_x(TileForm form, int64_t m, int64_t k, const uint32_t* packed) noexcept;
-// c[(n - n0) * ldc + i] (+)= sum_k w[n][k] x[i][k], i < m. n0 a multiple of 128 or n0..n1 within one block of 128
-// rows where w is f8e4m3.
-void strip(const StripX& x, const StripW& w, int64_t n0, int64_t n1, float* c, int64_t ldc,
-           bool add) noexcept;
-// The same against lanes [16 * g0, 16 * g1) of x only; c is of these lanes.
+// c[(n - n0) * ldc + i - 16 * g0] (+)= sum_k w[n][k] x[i][k] for the lanes 16 * g0 <= i < 16 * g1 of x, i < m. n0 a
+// multiple of 128 or n0..n1 within one block of 128 rows where w is f8e4m3.
 void strip_lanes(const StripX& x, int64_t g0, int64_t g1, const StripW& w, int64_t n0, int64_t n1,
                  float* c, int64_t ldc, bool add) noexcept;
 
-// Few rows of activations as they lie (no packing), dot products along K: better than strip() up to this many rows.
+// Few rows of activations as they lie (no packing), dot products along K: better than strips up to this many rows.
 int64_t strip_few_rows(spec::DType x, spec::DType w) noexcept;
 
 }  // namespace v3b::kern

@@ -15,7 +15,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "kernels/core/team.h"
+#include "kernels/core/shares.h"
 #include "kernels/moe/moe_rows.h"
 #include "kernels/moe/moe_scratch.h"
 #include "kernels/moe/packed_experts.h"
@@ -31,8 +31,6 @@ constexpr int64_t kBlockRows = 256;       // rows a unit: results of six groups 
 constexpr int64_t kTokens = 4096;         // phase 2: tokens a unit, fewer where outputs are few
 constexpr int64_t kSerialPack = 1 << 16;  // elements that one thread packs before the region
 constexpr int64_t kTile = 3;              // groups of outputs that a product takes at a time
-// SwiGLU, sums and scattered rows: the experts run at about half the rate of one product on small shapes.
-constexpr double kExpertFactor = 2;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -144,33 +142,22 @@ void plan_units(Call& c) {
   c.thread_bytes = round_up((2 * c.block_floats + c.chunk * most * 16) * 4, 64);
 }
 
-// Each thread's share of every job's units, one after another.
-void plan_queues(Call& c, int threads) {
+// Each thread's share of every job's hidden units, one after another.
+void plan_order(Call& c, int threads) {
   Plan& p = c.p;
+  const int parts = Shares::parts_of(threads);
   p.order.clear();
-  p.hidden_queues.resize(static_cast<size_t>(threads));
-  p.output_queues.resize(static_cast<size_t>(threads));
-  const int64_t outputs = static_cast<int64_t>(p.output_units.size());
-  for (int64_t t = 0; t < threads; ++t) {
-    const int64_t begin = static_cast<int64_t>(p.order.size());
+  p.order_begin.clear();
+  for (int t = 0; t < parts; ++t) {
+    p.order_begin.push_back(static_cast<int64_t>(p.order.size()));
     for (size_t j = 0; j + 1 < p.job_units.size(); ++j) {
       const int64_t u0 = p.job_units[j], n = p.job_units[j + 1] - u0;
-      for (int64_t u = n * t / threads; u < n * (t + 1) / threads; ++u)
+      for (int64_t u = Shares::first(n, t, parts); u < Shares::first(n, t + 1, parts); ++u)
         p.order.push_back(static_cast<int32_t>(u0 + u));
     }
-    p.hidden_queues[t] = {begin, static_cast<int64_t>(p.order.size())};
-    p.output_queues[t] = {outputs * t / threads, outputs * (t + 1) / threads};
   }
+  p.order_begin.push_back(static_cast<int64_t>(p.order.size()));
   p.per_thread.reserve_discard(c.thread_bytes * threads);
-}
-template <class Run>
-void drain(std::vector<Plan::Queue>& queues, int me, const Run& run) {
-  const int n = static_cast<int>(queues.size());
-  for (int i = 0; i < n; ++i) {
-    Plan::Queue& q = queues[static_cast<size_t>((me + i) % n)];
-    const std::atomic_ref<int64_t> next(q.next);
-    for (int64_t u; (u = next.fetch_add(1, std::memory_order_relaxed)) < q.end;) run(u);
-  }
 }
 
 void pack_input(const Call& c, const Plan::Pack& k) {
@@ -231,17 +218,6 @@ void output_unit(const Call& c, const Plan::Unit& u, std::byte* mine) {
                 static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
 }
 
-int threads_for(const Call& c) {
-  double bytes = 0, flop = 0;
-  for (const auto& j : c.p.jobs) {
-    const double weights = 3.0 * static_cast<double>(c.a.d) * static_cast<double>(j.m);
-    bytes += weights * static_cast<double>(spec::dtype_bytes(c.a.w_dtype));
-    bytes += static_cast<double>(j.rows) * static_cast<double>(c.a.d + 3 * j.m) * 4;
-    flop += 2 * weights * static_cast<double>(j.rows);
-  }
-  return team_for(kExpertFactor * bytes, kExpertFactor * flop);
-}
-
 }  // namespace
 
 const char* moe_experts_cpu_packed_isa(DType x, DType w) noexcept { return packed_isa(x, w); }
@@ -258,14 +234,16 @@ void moe_experts_cpu_packed(const spec::MoeExpertsArgs& a, const PackedExperts& 
   c.p.packs.clear();
   plan_blocks(c);
   plan_units(c);
-  const int threads = threads_for(c);
-  plan_queues(c, threads);
+  const int threads = experts_team(a, c.p.jobs);
+  plan_order(c, threads);
   Plan& p = s.packed;
   int64_t rows = 0;
   for (const auto& k : p.packs) rows += k.r1 - k.r0;
   const bool alone = threads == 1 || rows * a.d <= kSerialPack;
   if (alone)
     for (const auto& k : p.packs) pack_input(c, k);
+  Shares hidden(p.order_begin.data(), threads);
+  Shares outputs(static_cast<int64_t>(p.output_units.size()), threads);
 #pragma omp parallel num_threads(threads)
   {
     // In a region of one thread inside another team, too, the first scratch is this call's.
@@ -276,10 +254,9 @@ void moe_experts_cpu_packed(const spec::MoeExpertsArgs& a, const PackedExperts& 
 #pragma omp for schedule(dynamic, 1)
       for (int64_t k = 0; k < packs; ++k) pack_input(c, p.packs[k]);
     }
-    drain(p.hidden_queues, me,
-          [&](int64_t u) { hidden_unit(c, p.hidden_units[p.order[u]], mine); });
+    hidden.run(me, [&](int64_t u) { hidden_unit(c, p.hidden_units[p.order[u]], mine); });
 #pragma omp barrier
-    drain(p.output_queues, me, [&](int64_t u) { output_unit(c, p.output_units[u], mine); });
+    outputs.run(me, [&](int64_t u) { output_unit(c, p.output_units[u], mine); });
   }
 }
 

@@ -15,7 +15,6 @@
 #include <cstring>
 
 #include "kernels/core/cpu.h"
-#include "kernels/core/team.h"
 #include "kernels/gemm/strip.h"
 #include "kernels/moe/moe.h"
 #include "kernels/moe/moe_product.h"
@@ -31,8 +30,6 @@ using Impl = MoeScratch::Impl;
 constexpr int64_t kLanes = 256;     // rows a unit of strips: two blocks of 96 x 256 floats in L2
 constexpr int64_t kPackGroups = 4;  // groups of 16 rows packed at a time
 constexpr int64_t kTokens = 4096;   // phase 2: tokens a unit
-// Narrow products, SwiGLU and scattered rows: the experts run at about half the rate of one product.
-constexpr double kExpertFactor = 2;
 
 int64_t pow2_floor(int64_t x) {
   int64_t p = 1;
@@ -352,19 +349,6 @@ void output_unit(const Call& c, int64_t t0, int64_t t1, int64_t n0, int64_t n1, 
                 static_cast<std::byte*>(a.y) + (t * a.d + n0) * (bf16 ? 2 : 4));
 }
 
-// Threads for all of it. Where this says one, every product in it is smaller still, so its GEMM
-// forms no team of its own either.
-int threads_for(const Call& c) {
-  double bytes = 0, flop = 0;
-  for (const auto& j : c.s.jobs) {
-    const double weights = 3.0 * static_cast<double>(c.a.d) * static_cast<double>(j.m);
-    bytes += weights * static_cast<double>(spec::dtype_bytes(c.a.w_dtype));
-    bytes += static_cast<double>(j.rows) * static_cast<double>(c.a.d + 3 * j.m) * 4;
-    flop += 2 * weights * static_cast<double>(j.rows);
-  }
-  return team_for(kExpertFactor * bytes, kExpertFactor * flop);
-}
-
 }  // namespace
 
 const char* moe_experts_cpu_simd_isa(DType x, DType w) noexcept {
@@ -384,7 +368,7 @@ void moe_experts_cpu_simd(const spec::MoeExpertsArgs& a, MoeScratch& scratch) no
   const int64_t gathers = static_cast<int64_t>(s.gathers.size()),
                 packs = static_cast<int64_t>(s.packs.size()),
                 units = static_cast<int64_t>(s.units.size()), outputs = c.chunks * c.out_blocks;
-  const int threads = threads_for(c);
+  const int threads = experts_team(a, s.jobs);
 #pragma omp parallel num_threads(threads)
   {
     // In a region of one thread inside another team, too, the first scratch is this call's.
