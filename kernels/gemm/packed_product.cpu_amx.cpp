@@ -138,7 +138,7 @@ void run(const Block& b, const PackedRows& x, int64_t all_steps, int64_t s0, Sum
 }
 
 void widen(const uint8_t* from, bool marked, int64_t lines, uint32_t* to) noexcept {
-  const CodeShifts shifts = load_code_shifts();
+  const CodeHigh high = load_code_high();
   const PackedCodeBytes* tables = packed_code_tables();
   for (int64_t i = 0; i < lines; ++i) {
     const __m512i line = _mm512_load_si512(from + i * 64);
@@ -146,7 +146,7 @@ void widen(const uint8_t* from, bool marked, int64_t lines, uint32_t* to) noexce
     if (marked) {
       widen_any(tables, line, first, second);
     } else {
-      widen_normal(shifts, line, first, second);
+      first = widen_first(high, line), second = widen_second(high, line);
     }
     _mm_prefetch(reinterpret_cast<const char*>(from + i * 64) + kAhead, _MM_HINT_T0);
     _mm512_store_si512(to + i * 32, first);

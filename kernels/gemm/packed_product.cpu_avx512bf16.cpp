@@ -246,7 +246,7 @@ void code_micro(const CodeTile& t) noexcept {
   // Few products a line: tables in the loop then, not by way of `wide`, which takes as long as the memory's line.
   constexpr bool kInLoop = R <= kOneStream && !kKeep;
   const PackedCodeBytes* tables = packed_code_tables();
-  const CodeShifts shifts = load_code_shifts();
+  const CodeHigh high = load_code_high();
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
     if (kMarked && !kInLoop && t.marked[g]) widen_marked(t, g);
@@ -271,10 +271,8 @@ void code_micro(const CodeTile& t) noexcept {
         } else if (kMarked && t.marked[g]) {
           b[g] = _mm512_load_si512(wide + g * kWideGroup);
         } else {
-          b[g] = _mm512_ternarylogic_epi32(
-              _mm512_multishift_epi64_epi8(u % 2 == 0 ? shifts.first : shifts.second,
-                                           _mm512_load_si512(p + g * t.code_group)),
-              shifts.mask, shifts.exponent, 0xea);
+          const __m512i line = _mm512_load_si512(p + g * t.code_group);
+          b[g] = u % 2 == 0 ? widen_first(high, line) : widen_second(high, line);
           if (kKeep) _mm512_store_si512(wide + g * kWideGroup, b[g]);
         }
         if (u % 2 == 0) prefetch_stream<G>(p + g * t.code_group + t.ahead);

@@ -159,17 +159,26 @@ void widen_codes(const uint8_t* p, int64_t lines, float* out) {
   const Du du;
   const size_t n = hn::Lanes(d);
   const auto scale = hn::Set(d, 0x1p120F), nan = hn::BitCast(d, hn::Set(du, 0x7fc00000u));
-  const auto put = [&](auto top, float* to) {  // s e0 m2 m1 m0 e3 e2 e1 in bits 31 to 24
-    const auto low = hn::And(hn::ShiftRight<7>(top), hn::Set(du, 0x00f00000u));
-    const auto bits = hn::Or(hn::And(top, hn::Set(du, 0x87000000u)), low);
-    const auto v = hn::Mul(hn::BitCast(d, bits), scale);
+  const hn::Repartition<uint8_t, Du> db;
+  alignas(64) static constexpr uint8_t kDwords[64] = {
+      0,  1,  8,  9,  2,  3,  10, 11, 4,  5,  12, 13, 6, 7, 14, 15, 0,  1,  8,  9, 2,  3,
+      10, 11, 4,  5,  12, 13, 6,  7,  14, 15, 0,  1,  8, 9, 2,  3,  10, 11, 4,  5, 12, 13,
+      6,  7,  14, 15, 0,  1,  8,  9,  2,  3,  10, 11, 4, 5, 12, 13, 6,  7,  14, 15};
+  const auto order = hn::Load(db, kDwords);
+  const auto put = [&](auto top, float* to) {  // the code in bits 31 to 24
     const auto mag = hn::And(top, hn::Set(du, 0x7f000000u));
+    const auto bits = hn::Or(hn::ShiftRight<4>(mag), hn::And(top, hn::Set(du, 0x80000000u)));
+    const auto v = hn::Mul(hn::BitCast(d, bits), scale);
     hn::StoreU(hn::IfThenElse(hn::RebindMask(d, hn::Eq(mag, hn::Set(du, 0x7f000000u))), nan, v), d,
                to);
   };
   for (int64_t i = 0; i < lines; ++i, p += 64, out += 64)
     for (size_t lane = 0; lane < 16; lane += n) {
-      const auto codes = hn::Load(du, reinterpret_cast<const uint32_t*>(p) + lane);
+      const auto packed = hn::BitCast(
+          du, hn::TableLookupBytes(hn::Load(db, p + 4 * lane), order));  // four codes a dword
+      const auto nibble = hn::Set(du, 0x0f0f0f0fu);
+      const auto codes = hn::Or(hn::And(hn::ShiftRight<4>(packed), nibble),
+                                hn::ShiftLeft<4>(hn::And(packed, nibble)));
       put(hn::ShiftLeft<24>(codes), out + lane);
       put(hn::ShiftLeft<16>(codes), out + 16 + lane);
       put(hn::ShiftLeft<8>(codes), out + 32 + lane);

@@ -131,6 +131,8 @@ void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, uint8_t* mar
   const int64_t depth = packed_depth(DType::f8e4m3, s.k), blocks = (s.k + 127) / 128;
   const auto* src = static_cast<const uint8_t*>(s.w);
   const auto bytes = [](int v) { return _mm512_set1_epi8(static_cast<char>(v)); };
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
   for (int64_t g = g0; g < g1; ++g) {
     const int64_t valid = s.n - g * 16;
     for (int64_t b = 0; b < blocks; ++b) marks[g * blocks + b] = 0;
@@ -151,11 +153,9 @@ void packed_codes_cpu_avx512bf16(const PackSource& s, uint8_t* out, uint8_t* mar
           const __m512i c = r[i];
           marked |= _mm512_testn_epi8_mask(c, bytes(0x78)) |
                     _mm512_cmpeq_epi8_mask(_mm512_and_si512(c, bytes(0x7f)), bytes(0x7f));
-          const __m512i low = _mm512_and_si512(_mm512_slli_epi16(c, 3), bytes(0x78)),
-                        high = _mm512_and_si512(_mm512_srli_epi16(c, 4), bytes(0x07));
-          _mm512_storeu_si512(to + 64 * i,
-                              _mm512_ternarylogic_epi32(_mm512_or_si512(low, high), c, bytes(0x80),
-                                                        0xf8));  // a | (b & c)
+          const __m512i swapped = _mm512_ternarylogic_epi32(
+              bytes(0x0f), _mm512_srli_epi16(c, 4), _mm512_slli_epi16(c, 4), 0xca);  // a ? b : c
+          _mm512_storeu_si512(to + 64 * i, _mm512_shuffle_epi8(swapped, order));
         }
       if (marked != 0) marks[g * blocks + k / 128] = 1;
     }

@@ -39,7 +39,7 @@ void pack_group(const PackSource& s, T* out, int64_t g) {
   }
 }
 
-// Dwords of four codes with their bits in another order; marks [blocks of 128].
+// Four outputs a 16 bytes: their first two codes, then the other two, nibbles exchanged; marks [blocks of 128].
 void pack_codes(const PackSource& s, uint8_t* out, uint8_t* marks, int64_t g) {
   const auto* src = static_cast<const uint8_t*>(s.w);
   const int64_t depth = packed_depth(s.type, s.k), blocks = (s.k + 127) / 128;
@@ -52,8 +52,8 @@ void pack_codes(const PackSource& s, uint8_t* out, uint8_t* marks, int64_t g) {
     for (int64_t k = 0; k < s.k; ++k) {
       const uint32_t c = row[k];
       if ((c & 0x78u) == 0 || (c & 0x7fu) == 0x7fu) marks[k / 128] = 1;
-      out[(k / 4 * 16 + i) * 4 + k % 4] =
-          static_cast<uint8_t>((c & 0x80u) | (c & 0xfu) << 3 | (c >> 4 & 7u));
+      out[k / 4 * 64 + i / 4 * 16 + k / 2 % 2 * 8 + i % 4 * 2 + k % 2] =
+          static_cast<uint8_t>(c << 4 | c >> 4);
     }
   }
 }

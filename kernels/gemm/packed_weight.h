@@ -2,7 +2,7 @@
 // experts, head, absorbed projections) are made of. Internal to kernels.
 //
 // A packed weight [N, K] lies in groups of 16 outputs, K innermost in dwords of one pair of bf16 (low half first), of
-// one float, or, FP8, of four codes: one linear stream a group, each line loaded once and used for every row of
+// one float, or, FP8, in lines of four codes an output: one linear stream a group, each line loaded once and used for every row of
 // activations (broadcast). So there is no sum across lanes, no transpose of the result, and a batch
 // of up to eight rows reads a weight at the memory's speed. The layout is the same at every level.
 #pragma once
