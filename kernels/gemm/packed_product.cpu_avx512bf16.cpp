@@ -275,7 +275,7 @@ void code_micro(const CodeTile& t) noexcept {
           b[g] = u % 2 == 0 ? widen_first(high, line) : widen_second(high, line);
           if (kKeep) _mm512_store_si512(wide + g * kWideGroup, b[g]);
         }
-        if (u % 2 == 0) prefetch_stream<G>(p + g * t.code_group + t.ahead);
+        if (G > 1 && u % 2 == 0) prefetch_stream<G>(p + g * t.code_group + t.ahead);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
