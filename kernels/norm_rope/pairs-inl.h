@@ -157,6 +157,31 @@ template <class E>
 HWY_INLINE void to_l2(const E* p) {
   __builtin_prefetch(p, 0, 2);
 }
+// All lines of a Two: two of them where it is two vectors of 512 bits.
+template <class E>
+HWY_INLINE void lines_ahead(const E* p, int64_t bytes = 1024) {
+  ahead(p, bytes);
+  if constexpr (2 * hn::MaxLanes(DF()) * sizeof(E) > 64) ahead(p, bytes + 64);
+}
+
+// Squares added to two sums. kNative: both squares of a word in one instruction, to the first (denormals count as zero).
+template <bool kNative>
+HWY_INLINE void add_squares(const Raw<float>& v, VF& s0, VF& s1) {
+  s0 = hn::MulAdd(v.a, v.a, s0);
+  s1 = hn::MulAdd(v.b, v.b, s1);
+}
+template <bool kNative>
+HWY_INLINE void add_squares(const Raw<uint16_t>& v, VF& s0, VF& s1) {
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (kNative) {
+    __asm__("vdpbf16ps %1, %1, %0" : "+v"(s0.raw) : "v"(v.u.raw));
+    return;
+  }
+#endif
+  const Two w = widen(v);
+  s0 = hn::MulAdd(w.a, w.a, s0);
+  s1 = hn::MulAdd(w.b, w.b, s1);
+}
 
 }  // namespace
 }  // namespace v3b::kern::HWY_NAMESPACE

@@ -73,7 +73,7 @@ void same_type_row(int64_t m, int64_t stride, const E* g, const E* u, float scal
   const VF vs = hn::Set(df, scale);
   for (int64_t i = 0; i < body; i += n) {
     const int64_t next = i + kAhead < body ? i + kAhead : i + kAhead - body + stride;
-    ahead(g + next, 0), ahead(u + next, 0);
+    lines_ahead(g + next, 0), lines_ahead(u + next, 0);
     const Two a = load_two(g + i), b = load_two(u + i);
     Two v = {gated<kFine>(a.a, b.a), gated<kFine>(a.b, b.b)};
     if constexpr (kScaled) v = {hn::Mul(v.a, vs), hn::Mul(v.b, vs)};
