@@ -113,6 +113,11 @@ void many_part(const PackedWeight& w, const PackedRows& x, const RowsSource* sou
 
 }  // namespace
 
+void packed_many_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
+                      const LinearOut& out) noexcept {
+  many_part(w, x, nullptr, true, g0, g1, out);
+}
+
 void packed_linear_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
                         const LinearOut& out) noexcept {
   const int64_t n0 = g0 * 16, n = std::min(w.n, g1 * 16) - n0, ld = (g1 - g0) * 16;

@@ -1,5 +1,6 @@
 // More than 16 rows on a packed bf16 weight, straight into C: one level's form of packed_linear_part(). Internal to kernels.
 #pragma once
+#include "kernels/gemm/gemm.h"
 #include "kernels/gemm/packed_weight.h"
 
 namespace v3b::kern {
@@ -22,6 +23,15 @@ struct PackedMany {
 }
 bool packed_many_takes(const PackedWeight& w, int64_t m) noexcept;  // at this level
 void packed_many_cpu_avx512bf16(const PackedMany& p) noexcept;
+int64_t packed_panels(int64_t k, int64_t groups) noexcept;  // that many calls for all groups
+// Rows of x [k, ld] (k-major) into out, in the same order: m columns from src on.
+void packed_columns_cpu_avx512bf16(const uint16_t* src, int64_t ld, int64_t m, int64_t k,
+                                   uint32_t* out) noexcept;
+// Steps [s0, s1) of all outputs of a k-major bf16 weight: pack_weight() by rows of K, as they lie.
+void packed_weight_columns_cpu_avx512bf16(const PackSource& w, uint32_t* out, int64_t s0,
+                                          int64_t s1) noexcept;
+// gemm() through the same tiles, both operands packed in the call; false: not for this problem or level.
+bool gemm_many(const GemmArgs& g, int threads) noexcept;
 void packed_narrow_cpu_avx512(const float* from, void* to, int64_t n) noexcept;  // bf16, to nearest even
 
 }  // namespace v3b::kern
