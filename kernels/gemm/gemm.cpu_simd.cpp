@@ -12,6 +12,7 @@
 #include "kernels/core/cpu.h"
 #include "kernels/core/team.h"
 #include "kernels/gemm/gemv.h"
+#include "kernels/gemm/packed_many.h"
 #include "kernels/gemm/strip.h"
 
 namespace v3b::kern {
@@ -159,6 +160,7 @@ void one(const GemmArgs& g, int threads) {
     return;
   }
   if (gemv_takes(g)) return gemv(g);
+  if (gemm_many(g, threads)) return;
   product(g, threads);
 }
 

@@ -7,8 +7,11 @@
 
 #include "kernels/core/cpu.h"
 #include "kernels/core/shares.h"
+#include "kernels/core/spin_barrier.h"
 #include "kernels/core/team.h"
+#include "kernels/gemm/fp8.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/packed_many.h"
 
 namespace v3b::kern {
 namespace {
@@ -21,6 +24,18 @@ constexpr int64_t kRowBlock = 512;         // rows of activations in a unit
 constexpr int64_t kTileGroups = 3;         // that the kernels take at a time
 constexpr int64_t kEarlyPack = 64 << 10;   // elements: packed before the team wakes
 constexpr int64_t kUnitsPerThread = 4;
+constexpr int64_t kManyRows = 17;          // from so many rows on packed_many.h
+constexpr int64_t kManyBytes = 448 << 10;  // of weights of such a unit, in L2
+constexpr int64_t kOwnBytes = 8 << 20;     // up to such a weight units may be rows instead
+constexpr int64_t kPanelGroups =
+    12;                             // against so many groups at a time, 384 KiB of weights a chain
+constexpr int64_t kPanelMost = 16;  // or all of them
+constexpr int64_t kOwnRows = 32;    // of such a unit at least
+
+void narrow(const float* from, uint16_t* to, int64_t n) {
+  if (cpu_features().avx512) return packed_narrow_cpu_avx512(from, to, n);
+  convert_row_f32_to_bf16(from, reinterpret_cast<spec::bf16*>(to), n);
+}
 
 struct Scratch {
   Buffer<uint32_t> rows;
@@ -54,7 +69,7 @@ void packed_store(const float* from, int64_t ld, int64_t rows, int64_t n,
                   const LinearOut& out) noexcept {
   for (int64_t i = 0; i < rows; ++i, from += ld) {
     if (out.type == DType::bf16) {
-      convert_row_f32_to_bf16(from, static_cast<spec::bf16*>(out.c) + i * out.ldc, n);
+      narrow(from, static_cast<uint16_t*>(out.c) + i * out.ldc, n);
       continue;
     }
     float* c = static_cast<float*>(out.c) + i * out.ldc;
@@ -66,11 +81,45 @@ void packed_store(const float* from, int64_t ld, int64_t rows, int64_t n,
   }
 }
 
+bool packed_many_takes(const PackedWeight& w, int64_t m) noexcept {
+  return m >= kManyRows && w.type == DType::bf16 && fp8_gemm_avx512bf16_supported() &&
+         !cpu_features().amx_bf16;
+}
+
+int64_t packed_panels(int64_t k, int64_t groups) noexcept {
+  if (groups <= kPanelMost) return 1;
+  const int64_t size = std::max(kPanelGroups, kManyBytes / packed_group_bytes(DType::bf16, k));
+  return (groups + size - 1) / size;
+}
+
+namespace {
+
+// `source`: rows that are yet to be packed into x (its memory is this thread's own then).
+void many_part(const PackedWeight& w, const PackedRows& x, const RowsSource* source, bool keep,
+               int64_t g0, int64_t g1, const LinearOut& out) {
+  Buffer<float>& kept = scratch().sums;
+  kept.reserve_discard(packed_many_sums(x.m, g1 - g0));
+  PackedMany p;
+  p.w = static_cast<const uint32_t*>(w.data), p.m = x.m, p.k = w.k, p.n = w.n;
+  p.x = const_cast<uint32_t*>(x.data), p.source = source, p.keep = keep;
+  p.g0 = g0, p.g1 = g1, p.c = out.c, p.ldc = out.ldc, p.type = out.type, p.add = out.add;
+  p.sums = kept.data();
+  packed_many_cpu_avx512bf16(p);
+}
+
+}  // namespace
+
+void packed_many_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
+                      const LinearOut& out) noexcept {
+  many_part(w, x, nullptr, true, g0, g1, out);
+}
+
 void packed_linear_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
                         const LinearOut& out) noexcept {
   const int64_t n0 = g0 * 16, n = std::min(w.n, g1 * 16) - n0, ld = (g1 - g0) * 16;
   LinearOut here = out;
   here.c = static_cast<uint8_t*>(out.c) + n0 * spec::dtype_bytes(out.type);
+  if (packed_many_takes(w, x.m)) return many_part(w, x, nullptr, true, g0, g1, out);
   if (out.type == DType::f32 && n == ld)
     return packed_product(w, x, g0, g1, static_cast<float*>(here.c), out.ldc, out.add);
   Buffer<float>& sums = scratch().sums;
@@ -86,6 +135,58 @@ int64_t packed_unit(const PackedWeight& w, int64_t m, int parts) noexcept {
                 by_parts = groups / (kUnitsPerThread * std::max(1, parts));
   const int64_t most = std::min({std::max(by_bytes, kTileGroups), by_sums, by_parts});
   return std::max<int64_t>(1, most / kTileGroups) * kTileGroups;
+}
+
+// How the groups are cut for a team.
+struct Units {
+  int64_t groups, count, size = 0;  // size 0: as equal as can be
+  Units(const PackedWeight& w, int64_t m, int threads) : groups(packed_groups(w.n)) {
+    if (!packed_many_takes(w, m)) {
+      size = packed_unit(w, m, threads), count = (groups + size - 1) / size;
+      return;
+    }
+    const int64_t by_bytes = kManyBytes / packed_group_bytes(w.type, w.k),
+                  by_parts = groups / (kUnitsPerThread * threads);
+    size = std::max<int64_t>(1, std::min(by_bytes, by_parts) / kTileGroups) * kTileGroups;
+    count = (groups + size - 1) / size;
+    if (count >= 2 * kUnitsPerThread * threads) return;
+    count = std::min(groups, (count + threads - 1) / threads * threads), size = 0;
+  }
+  int64_t first(int64_t i) const {
+    return size > 0 ? std::min(groups, i * size) : groups * i / count;
+  }
+};
+
+bool own_rows(const PackedWeight& w, const RowsSource& x, int threads) {
+  return packed_many_takes(w, x.m) && x.type == DType::bf16 && x.index == nullptr &&
+         packed_groups(w.n) * packed_group_bytes(w.type, w.k) <= kOwnBytes &&
+         x.m >= kOwnRows * 2 * threads;
+}
+
+// A small weight against many rows: units are rows, packed by the thread that uses them, so nobody waits.
+void by_rows(const PackedWeight& w, const RowsSource& x, const LinearOut& out, int threads) {
+  const int64_t parts = kUnitsPerThread * threads,
+                least = std::max(kOwnRows, (x.m + parts - 1) / parts);
+  const int64_t size = std::min(kRowBlock, (least + 15) / 16 * 16), units = (x.m + size - 1) / size;
+  const int64_t groups = packed_groups(w.n), row_dwords = packed_rows_dwords(w.type, 1, w.k);
+  const int64_t panels = packed_panels(w.k, groups);
+  Shares shares(units, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  shares.run(omp_get_thread_num(), [&](int64_t i) {
+    RowsSource source = x;
+    const int64_t r0 = i * size;
+    source.m = std::min(size, x.m - r0);
+    source.x = static_cast<const uint8_t*>(x.x) + r0 * x.ld * 2;
+    LinearOut to = out;
+    to.c = static_cast<uint8_t*>(out.c) + r0 * out.ldc * spec::dtype_bytes(out.type);
+    Buffer<uint32_t>& rows = scratch().rows;
+    rows.reserve_discard(source.m * row_dwords);
+    PackedRows p;
+    p.m = source.m, p.k = w.k, p.data = rows.data();
+    for (int64_t j = 0; j < panels; ++j)
+      many_part(w, p, j == 0 ? &source : nullptr, panels > 1, groups * j / panels,
+                groups * (j + 1) / panels, to);
+  });
 }
 
 void packed_linear(const PackedWeight& w, const RowsSource& x, const LinearOut& out,
@@ -117,6 +218,7 @@ void packed_linear(const PackedWeight& w, const RowsSource& x, const LinearOut& 
     o.c = static_cast<uint8_t*>(out.c) + r0 * out.ldc * spec::dtype_bytes(out.type);
     return o;
   };
+  if (own_rows(w, x, threads)) return by_rows(w, x, out, threads);
   if (threads == 1) {
     pack_rows(w.type, x, packed, 0, x.m);
     const int64_t size = packed_unit(w, x.m, 1);
@@ -128,18 +230,21 @@ void packed_linear(const PackedWeight& w, const RowsSource& x, const LinearOut& 
   const bool early = x.m * x.k <= kEarlyPack;
   if (early) pack_rows(w.type, x, packed, 0, x.m);
   const int64_t chunk = packed_rows_chunk(), chunks = (x.m + chunk - 1) / chunk;
-  const int64_t size = packed_unit(w, x.m, threads), units = (groups + size - 1) / size;
+  const Units units(w, x.m, threads);
   const int64_t blocks = (x.m + kRowBlock - 1) / kRowBlock;
-  Shares shares(units * blocks, threads);  // the row blocks of a unit one after the other
+  Shares shares(units.count * blocks, threads);
+  SpinBarrier packs;
 #pragma omp parallel num_threads(threads)
   {
-    if (!early)
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < chunks; ++i)
-        pack_rows(w.type, x, packed, i * chunk, std::min(x.m, (i + 1) * chunk));
-    shares.run(omp_get_thread_num(), [&](int64_t i) {
-      const int64_t g = i / blocks * size, r0 = i % blocks * kRowBlock;
-      packed_linear_part(w, block(r0), g, std::min(groups, g + size), from_row(r0));
+    const int t = omp_get_thread_num(), team = omp_get_num_threads();
+    if (!early) {
+      const int64_t c0 = Shares::first(chunks, t, team), c1 = Shares::first(chunks, t + 1, team);
+      if (c0 < c1) pack_rows(w.type, x, packed, c0 * chunk, std::min(x.m, c1 * chunk));
+      packs.wait(team);
+    }
+    shares.run(t, [&](int64_t i) {  // many rows: the weight passes once a block of rows
+      const int64_t u = i % units.count, r0 = i / units.count * kRowBlock;
+      packed_linear_part(w, block(r0), units.first(u), units.first(u + 1), from_row(r0));
     });
   }
 }

@@ -38,6 +38,9 @@ void packed_linear(const PackedWeight& w, const RowsSource& x, const LinearOut& 
 // Outputs of groups [g0, g1) for the rows of x; one thread. out.c: row 0, output 0.
 void packed_linear_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
                         const LinearOut& out) noexcept;
+// The same for any number of rows where packed_many_takes() the weight.
+void packed_many_part(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1,
+                      const LinearOut& out) noexcept;
 // Groups of outputs that a thread takes at a time, about 512 KiB of weights: for m rows and `parts` threads.
 int64_t packed_unit(const PackedWeight& w, int64_t m, int parts) noexcept;
 // from [rows, ld] into out, n outputs a row; one thread.
