@@ -122,7 +122,7 @@ inline void encode_block(const Encoder& encoder, const uint16_t* x, uint8_t* cod
 
 template <Fp8Scale kKind, bool kStream>
 int64_t quantise(const Fp8CodeTable& t, const uint16_t* x, int64_t blocks, uint8_t* codes,
-                 float* scales) {
+                 float* scales, bool want_more) {
   for (int64_t b0 = 0; b0 < blocks; b0 += kGroup) {
     const int64_t n = blocks - b0 < kGroup ? blocks - b0 : kGroup;
     const uint16_t* from = x + b0 * kBlock;
@@ -139,7 +139,8 @@ int64_t quantise(const Fp8CodeTable& t, const uint16_t* x, int64_t blocks, uint8
     }
     for (int64_t b = 0; b < good; ++b) {
       const char* ask = reinterpret_cast<const char*>(from + b * kBlock) + kAhead;
-      for (int64_t i = 0; i < 256; i += 64) _mm_prefetch(ask + i, _MM_HINT_T0);
+      if (want_more)
+        for (int64_t i = 0; i < 256; i += 64) _mm_prefetch(ask + i, _MM_HINT_T0);
       scales[b0 + b] = s[b].value;
       encode_block<kStream>(Encoder(s[b]), from + b * kBlock, codes + (b0 + b) * kBlock);
     }
@@ -150,9 +151,9 @@ int64_t quantise(const Fp8CodeTable& t, const uint16_t* x, int64_t blocks, uint8
 
 template <Fp8Scale kKind>
 int64_t quantise(const Fp8CodeTable& t, bool stream, const uint16_t* x, int64_t blocks,
-                 uint8_t* codes, float* scales) {
-  return stream ? quantise<kKind, true>(t, x, blocks, codes, scales)
-                : quantise<kKind, false>(t, x, blocks, codes, scales);
+                 uint8_t* codes, float* scales, bool ask) {
+  return stream ? quantise<kKind, true>(t, x, blocks, codes, scales, ask)
+                : quantise<kKind, false>(t, x, blocks, codes, scales, ask);
 }
 
 template <bool kStream>
@@ -206,16 +207,16 @@ uint32_t weights(const Fp8CodeTable& t, const uint16_t* x, int64_t stride, int64
 
 int64_t fp8_quantise_blocks_cpu_avx512bf16(const Fp8CodeTable& table, Fp8Scale kind, bool stream,
                                            const uint16_t* x, int64_t blocks, uint8_t* codes,
-                                           float* scales) noexcept {
+                                           float* scales, bool ask) noexcept {
   switch (kind) {
     case Fp8Scale::act_fp32:
-      return quantise<Fp8Scale::act_fp32>(table, stream, x, blocks, codes, scales);
+      return quantise<Fp8Scale::act_fp32>(table, stream, x, blocks, codes, scales, ask);
     case Fp8Scale::act_ue8m0:
-      return quantise<Fp8Scale::act_ue8m0>(table, stream, x, blocks, codes, scales);
+      return quantise<Fp8Scale::act_ue8m0>(table, stream, x, blocks, codes, scales, ask);
     case Fp8Scale::record_free:
-      return quantise<Fp8Scale::record_free>(table, stream, x, blocks, codes, scales);
+      return quantise<Fp8Scale::record_free>(table, stream, x, blocks, codes, scales, ask);
     case Fp8Scale::record_pow2:
-      return quantise<Fp8Scale::record_pow2>(table, stream, x, blocks, codes, scales);
+      return quantise<Fp8Scale::record_pow2>(table, stream, x, blocks, codes, scales, ask);
   }
   return 0;
 }

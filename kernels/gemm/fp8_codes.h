@@ -24,10 +24,11 @@ enum class Fp8Scale {
   record_pow2,
 };
 // Blocks of 128 values that follow each other -> codes [blocks * 128] and scales [blocks]. Stops before a block with a NaN
-// or an infinity: returns the number of blocks done. `stream`: past the caches, codes aligned to 64 (the caller fences).
+// or an infinity: returns the number of blocks done. `stream`: past the caches, codes aligned to 64 (the caller fences). `ask`: for what
+// follows x, which is wrong where x lies in L1 already.
 int64_t fp8_quantise_blocks_cpu_avx512bf16(const Fp8CodeTable& table, Fp8Scale kind, bool stream,
                                            const uint16_t* x, int64_t blocks, uint8_t* codes,
-                                           float* scales) noexcept;
+                                           float* scales, bool ask = true) noexcept;
 
 // `blocks` <= kFp8WeightBlocks blocks of `rows` x 128 side by side (SPEC 1.22, weights). Returns a bit for each block that
 // is left undone: not finite, or its scale far out.

@@ -283,7 +283,7 @@ void fp8_quant_values(const Fp8Values& how, const uint16_t* bf16_bits, int64_t n
     if (fp8_quantise_blocks_cpu_avx512bf16(
             *static_cast<const Fp8CodeTable*>(how.table),
             how.act_scale == spec::ActScale::ue8m0 ? Fp8Scale::act_ue8m0 : Fp8Scale::act_fp32,
-            stream, bf16_bits, blocks, reinterpret_cast<uint8_t*>(codes), scales) == blocks)
+            stream, bf16_bits, blocks, reinterpret_cast<uint8_t*>(codes), scales, false) == blocks)
       return;
   }
   some_rows({1, n, false, how.act_scale, spec::DType::bf16, bf16_bits, codes, scales}, 0, 1,

@@ -104,8 +104,8 @@ struct Rows {
   const E* x(int64_t t) const { return static_cast<const E*>(j.x) + t * j.x_stride; }
   const E* r_in(int64_t t) const { return static_cast<const E*>(j.r_in) + t * j.d; }
 
-  // First pass: the sum of squares, of the updated residual if there is one. Four sums: an addition takes four cycles (a
-  // vdpbf16ps six), a line one or two.
+  // First pass: the sum of squares, of the updated residual if there is one. Many sums: with few, the
+  // latency of the additions is longer than the loads take.
   template <bool kMore>
   HWY_INLINE float sum_squares(int64_t t) const {
     const DF df;
@@ -122,16 +122,21 @@ struct Rows {
       }
       add_squares<kNative>(v, s0, s1);
     };
-    VF s0 = hn::Zero(df), s1 = s0, s2 = s0, s3 = s0;
+    VF s0 = hn::Zero(df), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
     int64_t i = 0;
     if constexpr (sizeof(E) == 2 && kNative) {
-      for (; i + 4 * n <= body; i += 4 * n)
+      for (; i + 8 * n <= body; i += 8 * n) {
         line(i, s0, s0), line(i + n, s1, s1), line(i + 2 * n, s2, s2), line(i + 3 * n, s3, s3);
+        line(i + 4 * n, s4, s4), line(i + 5 * n, s5, s5), line(i + 6 * n, s6, s6);
+        line(i + 7 * n, s7, s7);
+      }
     } else {
       for (; i + 2 * n <= body; i += 2 * n) line(i, s0, s1), line(i + n, s2, s3);
     }
     for (; i < body; i += n) line(i, s0, s1);
-    float total = sum(df, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)));
+    s0 = hn::Add(hn::Add(s0, s4), hn::Add(s1, s5));
+    s2 = hn::Add(hn::Add(s2, s6), hn::Add(s3, s7));
+    float total = sum(df, hn::Add(s0, s2));
     for (i = body; i < d; ++i) {
       E v = from[i];
       if constexpr (kResidual) {
