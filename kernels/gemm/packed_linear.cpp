@@ -25,10 +25,11 @@ constexpr int64_t kEarlyPack = 64 << 10;   // elements: packed before the team w
 constexpr int64_t kUnitsPerThread = 4;
 constexpr int64_t kManyRows = 17;          // from so many rows on packed_many.h
 constexpr int64_t kManyBytes = 448 << 10;  // of weights of such a unit, in L2
-constexpr int64_t kOwnBytes = 8 << 20;     // up to such a weight units may be rows instead
-constexpr int64_t kPanelGroups = 12;  // against so many groups at a time, 384 KiB of weights a chain
-constexpr int64_t kPanelMost = 16;    // or all of them
-constexpr int64_t kOwnRows = 32;           // of such a unit at least
+constexpr int64_t kOwnBytes = 16 << 20;    // up to such a weight units may be rows instead
+constexpr int64_t kPanelGroups =
+    12;                             // against so many groups at a time, 384 KiB of weights a chain
+constexpr int64_t kPanelMost = 16;  // or all of them
+constexpr int64_t kOwnRows = 32;    // of such a unit at least
 
 void narrow(const float* __restrict from, uint16_t* __restrict to, int64_t n) {
   if (cpu_features().avx512) return packed_narrow_cpu_avx512(from, to, n);
@@ -100,7 +101,7 @@ namespace {
 
 // `source`: rows that are yet to be packed into x (its memory is this thread's own then).
 void many_part(const PackedWeight& w, const PackedRows& x, const RowsSource* source, bool keep,
-          int64_t g0, int64_t g1, const LinearOut& out) {
+               int64_t g0, int64_t g1, const LinearOut& out) {
   Buffer<float>& kept = scratch().sums;
   kept.reserve_discard(packed_many_sums(x.m, g1 - g0));
   PackedMany p;
@@ -188,7 +189,8 @@ void by_rows(const PackedWeight& w, const RowsSource& x, const LinearOut& out, i
     PackedRows p;
     p.m = source.m, p.k = w.k, p.data = rows.data();
     for (int64_t j = 0; j < panels; ++j)
-      many_part(w, p, j == 0 ? &source : nullptr, panels > 1, groups * j / panels, groups * (j + 1) / panels, to);
+      many_part(w, p, j == 0 ? &source : nullptr, panels > 1, groups * j / panels,
+                groups * (j + 1) / panels, to);
   });
 }
 
