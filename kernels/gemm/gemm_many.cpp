@@ -38,7 +38,8 @@ bool gemm_many(const GemmArgs& g, int threads) noexcept {
     thread_local Buffer<uint32_t> rows;
     rows.reserve_discard(size * row_dwords);
     const int64_t r0 = i * size, m = std::min(size, g.M - r0);
-    packed_columns_cpu_avx512bf16(static_cast<const uint16_t*>(g.a) + r0, g.lda, m, g.K, rows.data());
+    packed_columns_cpu_avx512bf16(static_cast<const uint16_t*>(g.a) + r0, g.lda, m, g.K,
+                                  rows.data());
     PackedRows x;
     x.m = m, x.k = g.K, x.data = rows.data();
     LinearOut out;

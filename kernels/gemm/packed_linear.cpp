@@ -26,7 +26,7 @@ constexpr int64_t kEarlyPack = 64 << 10;   // elements: packed before the team w
 constexpr int64_t kUnitsPerThread = 4;
 constexpr int64_t kManyRows = 17;          // from so many rows on packed_many.h
 constexpr int64_t kManyBytes = 448 << 10;  // of weights of such a unit, in L2
-constexpr int64_t kOwnBytes = 8 << 20;     // up to such a weight units may be rows instead
+constexpr int64_t kOwnBytes = 16 << 20;    // up to such a weight units may be rows instead
 constexpr int64_t kPanelGroups =
     12;                             // against so many groups at a time, 384 KiB of weights a chain
 constexpr int64_t kPanelMost = 16;  // or all of them

@@ -6,16 +6,16 @@
 // GCC 12 warns about the undefined registers inside its own AVX-512 headers (its bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-
 #include "kernels/gemm/packed_many.h"
+
+#include <immintrin.h>
 
 namespace v3b::kern {
 namespace {
 
 constexpr int64_t kChunk = 8, kGroups = 3;
-constexpr int64_t kDepth = 512;                // steps of a chain, as for few rows
-constexpr int64_t kPanelBytes = 512 << 10;     // of weights in L2 (1 MiB on Zen 4, 2 on SPR)
+constexpr int64_t kDepth = 512;             // steps of a chain, as for few rows
+constexpr int64_t kPanelBytes = 512 << 10;  // of weights in L2 (1 MiB on Zen 4, 2 on SPR)
 inline int64_t least(int64_t a, int64_t b) noexcept { return a < b ? a : b; }
 
 enum class To { sums, f32, bf16 };
@@ -27,13 +27,15 @@ struct Tile {
   int64_t steps = 0;
   float* sums = nullptr;  // of earlier blocks, and of this one unless it is the last
   int64_t ld = 0;
-  bool add = false;       // sums hold something
+  bool add = false;  // sums hold something
   To to = To::sums;
   void* c = nullptr;
   int64_t ldc = 0, n = 0;  // outputs that exist from c on
   bool add_c = false;
-  const char *next = nullptr, *end = nullptr;  // asked for in L2, a line a step; from end on the next piece
-  int64_t jump = 0, pitch = 0;                 // from the last line of a piece to the next one; from piece to piece
+  const char *next = nullptr,
+             *end = nullptr;  // asked for in L2, a line a step; from end on the next piece
+  int64_t jump = 0,
+          pitch = 0;  // from the last line of a piece to the next one; from piece to piece
 };
 
 inline __m256i round_bf16(__m512 v) noexcept {
@@ -96,7 +98,8 @@ void micro(const Tile& t) noexcept {
       const __mmask16 mask = first_n(t.n - 16 * g);
       const int64_t at = r * t.ldc + 16 * g;
       if (t.to == To::bf16) {
-        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(t.c) + at, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+        _mm256_mask_storeu_epi16(static_cast<uint16_t*>(t.c) + at, mask,
+                                 (__m256i)_mm512_cvtneps_pbh(sum));
       } else {
         float* c = static_cast<float*>(t.c) + at;
         if (t.add_c) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c));

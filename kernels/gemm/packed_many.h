@@ -7,9 +7,10 @@ namespace v3b::kern {
 
 struct PackedMany {
   const uint32_t* w = nullptr;  // the whole packed weight, bf16
-  uint32_t* x = nullptr;  // rows packed in pairs, from the first one on (packed_weight.h, AVX512_BF16's order)
+  uint32_t* x =
+      nullptr;  // rows packed in pairs, from the first one on (packed_weight.h, AVX512_BF16's order)
   const RowsSource* source = nullptr;  // the same rows (no index) where x is yet to be packed
-  bool keep = true;  // x: all of it; else a block of 8 rows, packed, used and forgotten
+  bool keep = true;             // x: all of it; else a block of 8 rows, packed, used and forgotten
   int64_t m = 0, k = 0, n = 0;  // n: outputs of the weight
   int64_t g0 = 0, g1 = 0;       // groups to compute
   void* c = nullptr;            // row 0, output 0; nothing beyond n is written
@@ -32,6 +33,7 @@ void packed_weight_columns_cpu_avx512bf16(const PackSource& w, uint32_t* out, in
                                           int64_t s1) noexcept;
 // gemm() through the same tiles, both operands packed in the call; false: not for this problem or level.
 bool gemm_many(const GemmArgs& g, int threads) noexcept;
-void packed_narrow_cpu_avx512(const float* from, void* to, int64_t n) noexcept;  // bf16, to nearest even
+void packed_narrow_cpu_avx512(const float* from, void* to,
+                              int64_t n) noexcept;  // bf16, to nearest even
 
 }  // namespace v3b::kern

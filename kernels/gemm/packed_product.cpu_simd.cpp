@@ -26,8 +26,8 @@ using Du = hn::RebindToUnsigned<Df>;
 using Vf = hn::Vec<Df>;
 
 constexpr int64_t kChunk = 8, kBlock = 128;
-constexpr int64_t kDepth = 1024, kDepthMany = 256;  // of K in a block
-constexpr int64_t kAhead = 4096;                    // bytes
+constexpr int64_t kDepth = 1024, kDepthMany = 1024;  // of K in a block
+constexpr int64_t kAhead = 4096;                     // bytes
 constexpr bool kWide = HWY_MAX_BYTES >= 64;
 constexpr int kVectors = kWide ? 1 : 16 / (HWY_MAX_BYTES / 4);  // of a group
 constexpr int kRows = kWide ? 8 : 4;

@@ -190,8 +190,8 @@ void packed_columns_cpu_avx512bf16(const uint16_t* src, int64_t ld, int64_t m, i
         for (int i = 0; i < 4; ++i) {
           const int64_t first = h + 8 * i, rows = m - first;
           const __m512i a = v[0][i / 2], b = v[1][i / 2];
-          const __m512i line = i % 2 == 0 ? _mm512_shuffle_i64x2(a, b, 0x44)
-                                          : _mm512_shuffle_i64x2(a, b, 0xee);
+          const __m512i line =
+              i % 2 == 0 ? _mm512_shuffle_i64x2(a, b, 0x44) : _mm512_shuffle_i64x2(a, b, 0xee);
           uint32_t* to = out + first * steps + s * (rows < 8 ? rows : 8);
           if (rows >= 8) {
             _mm512_storeu_si512(to, line);
