@@ -51,7 +51,7 @@ class Model:
         self.name = f"{name}-{self.shape['L']}"
         self.where = build / self.name
         self.folder = self.where / "hf"
-        self.tolerance = 2 * 2e-3 * math.sqrt(2 * self.shape["L"] + 1)
+        self.tolerance = 2 * 1.7e-3 * math.sqrt(2 * self.shape["L"] + 1)
 
     def bytes(self):
         """Of its matrices in bf16."""
