@@ -160,6 +160,9 @@ def main():
     ap.add_argument("--peers", default=",".join(PEERS), help="which of them")
     ap.add_argument("--beside", type=int, default=0, help="so many busy loops run beside everything: a machine that is not ours alone")
     ap.add_argument("--turns", choices=("together", "alone"), help="all processes hold the model, or one at a time")
+    ap.add_argument("--outputs", choices=("last", "all"), default="last",
+                    help="rows whose logits llama.cpp is asked for: its other rows skip the last layer's FFN, which is "
+                         "most of a model of one layer; all multiplies every row by the head too")
     ap.add_argument("--cases", default="decode:1:1024,decode:8:1024,decode:32:1024,decode:1:4096,prefill:1:1024")
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--seconds", type=float, default=0.3, help="of samples for each in each round and case")
@@ -256,7 +259,8 @@ def measure_model(a, model, cases, python):
     def turn_of(peer, group):
         peer.open()
         for i in group:
-            peer.slice(i, ids=tokens_of(cases[i], vocab), T=cases[i]["T"], seconds=a.seconds, copied=model.made)
+            peer.slice(i, ids=tokens_of(cases[i], vocab), T=cases[i]["T"], seconds=a.seconds, copied=model.made,
+                       outputs=a.outputs)
         if alone:
             peer.close()
 
@@ -284,11 +288,12 @@ def case_rows(a, model, case, ours, peers, i, alone, columns):
     common = f"rounds={a.rounds};seconds={a.seconds};threads={a.threads};interleaved=1;model={model.text if model.made else model.name}"
     common += f";beside={a.beside}" if a.beside else ""
     common += f";turns={'alone' if alone else 'together'}" + (";context=copied" if model.made and case["s0"] else "")
+    common += f";outputs={a.outputs}" if case["T"] > 1 else ""
     last = ours[-1]
     first = dict(last, params=last["params"] + ";" + common, min_us=min(float(r["min_us"]) for r in ours),
                  samples=sum(int(float(r["samples"])) for r in ours), stop_reason="budget",
                  **{k: statistics.median(float(r[k]) for r in ours) for k in ("q1_us", "median_us", "q3_us")})
-    repro = f"scripts/peers/run.py --model {model.text if model.made else model.name} --cases {case['op'][8:]}:{case['B']}:{case['s0'] or case['T']}"
+    repro = f"scripts/peers/run.py --model {model.text if model.made else model.name} --cases {case['op'][8:]}:{case['B']}:{case['s0'] or case['T']}" + ("" if a.outputs == "last" else f" --outputs {a.outputs}")
     if model.made:  # ours came without a reference: it stands or falls with the peers
         agreed = [p for p in peers if p.verdict[0] == "passed"]
         differ = [p for p in peers if p.verdict[0] == "failed"]

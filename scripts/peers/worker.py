@@ -2,11 +2,12 @@
 """One peer in a process of its own, told what to do by lines of JSON on standard input (run.py writes them):
 
     {"do": "logits", "ids": [...]}                            -> {"logits": path of a .npy, [tokens, vocabulary]}
-    {"do": "time", "ids": [[...], ...], "T": 1, "seconds": 1, "copied": false} -> {"samples_us": [...]}
+    {"do": "time", "ids": [[...], ...], "T": 1, "seconds": 1, "copied": false, "outputs": "last"} -> {"samples_us": [...]}
 
 `time`: every sequence's ids but the last T are cached first; a run is the pass over the last T of all of them, with the
 logits of each last row, and the cache is cut back between runs outside the clock. copied: the cached rows of the first
-sequence are computed, the others get copies of their own. Also the pieces run.py's self-test needs: the peer `echo` computes nothing and answers like the others.
+sequence are computed, the others get copies of their own. outputs: all asks for every row's logits: llama.cpp takes only
+rows with outputs through the last layer's FFN and the head, ours and transformers all rows through the layer. Also the pieces run.py's self-test needs: the peer `echo` computes nothing and answers like the others.
 """
 
 import argparse
@@ -36,7 +37,7 @@ class Transformers:
         with self.torch.inference_mode():
             return self.model(self.torch.tensor([ids])).logits[0].float().numpy()
 
-    def start(self, ids, T, copied):
+    def start(self, ids, T, copied, outputs):
         from transformers import DynamicCache
 
         torch, cached = self.torch, len(ids[0]) - T
@@ -112,7 +113,7 @@ class LlamaCpp:
         self.c.llama_free(ctx)
         return out
 
-    def start(self, ids, T, copied):
+    def start(self, ids, T, copied, outputs):
         c, cached = self.c, len(ids[0]) - T
         ctx = self.open(len(ids), len(ids[0]), len(ids) * T)
         memory = c.llama_get_memory(ctx)
@@ -125,7 +126,7 @@ class LlamaCpp:
                 b = self.batch_of([(row[i], i, s, False) for i in part])
                 self.decode(ctx, b)
                 c.llama_batch_free(b)
-        batch = self.batch_of([(row[i], i, s, i + 1 == len(row)) for s, row in enumerate(ids)
+        batch = self.batch_of([(row[i], i, s, outputs == "all" or i + 1 == len(row)) for s, row in enumerate(ids)
                                for i in range(cached, len(row))])
         last = [s * T + T - 1 for s in range(len(ids))]
 
@@ -149,7 +150,7 @@ class Echo:  # for the self-test: logits that are known, time that is nothing
     def logits(self, ids):
         return [[float((i * 31 + v) % 97) for v in range(self.vocab)] for i in ids]
 
-    def start(self, ids, T, copied):
+    def start(self, ids, T, copied, outputs):
         return (lambda: None), (lambda: None)
 
 
@@ -206,7 +207,8 @@ def main():
             key = json.dumps([task["ids"], task["T"]])
             if ready.get("key") != key:  # the context is filled once for all rounds of a case
                 ready.clear()  # and what it held, before the next
-                ready.update(key=key, pair=peer.start(task["ids"], task["T"], task.get("copied", False)))
+                ready.update(key=key, pair=peer.start(task["ids"], task["T"], task.get("copied", False),
+                                                        task.get("outputs", "last")))
                 run, cut = ready["pair"]
                 run(), cut()  # lazy initialisation is not a sample
             run, cut = ready["pair"]
