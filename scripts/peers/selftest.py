@@ -123,7 +123,7 @@ class Rows(unittest.TestCase):
                    q3_us="9", samples="3", params="seed=1")
         ours = [dict(row, median_us="8", pct_of_roof="50"), dict(row, median_us="6", pct_of_roof="50")]
         model = models.Model("steered" if made else str(TINY), Path("/nowhere"))
-        args = type("Args", (), {"rounds": 2, "seconds": 1, "threads": 2, "beside": 1})
+        args = type("Args", (), {"rounds": 2, "seconds": 1, "threads": 2, "beside": 1, "outputs": "last"})
         case = {"op": "forward_decode", "B": 1, "T": 1, "s0": 64}
         return run.case_rows(args, model, case, ours, peers, 0, made, columns)
 
