@@ -1,6 +1,8 @@
-// The transposed store of gemm_tile's sums: 16 x 16 floats through registers; bf16 rounded to nearest even.
+// Stores of sums, bf16 rounded to nearest even: the transposed one of gemm_tile, 16 x 16 floats through registers, and rows.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include "kernels/gemm/first_lanes_avx512-inl.h"
+#include "kernels/gemm/packed_many.h"
 #include "kernels/gemm/tile.h"
 #include "kernels/gemm/transpose_avx512-inl.h"
 
@@ -15,9 +17,6 @@ inline __m256i round_bf16(__m512 v) noexcept {
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   r = _mm512_mask_or_epi32(r, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
   return _mm512_cvtepi32_epi16(r);
-}
-inline __mmask16 first_n(int64_t n) noexcept {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u);
 }
 
 }  // namespace
@@ -48,6 +47,14 @@ void tile_store_transposed_cpu_avx512(const StoreArgs& a) noexcept {
         }
       }
     }
+  }
+}
+
+void packed_narrow_cpu_avx512(const float* from, void* to, int64_t n) noexcept {
+  auto* c = static_cast<uint16_t*>(to);
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = first_n(n - i);
+    _mm256_mask_storeu_epi16(c + i, mask, round_bf16(_mm512_maskz_loadu_ps(mask, from + i)));
   }
 }
 

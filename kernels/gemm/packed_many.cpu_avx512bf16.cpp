@@ -10,6 +10,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/gemm/first_lanes_avx512-inl.h"
+
 namespace v3b::kern {
 namespace {
 
@@ -37,19 +39,6 @@ struct Tile {
   int64_t jump = 0,
           pitch = 0;  // from the last line of a piece to the next one; from piece to piece
 };
-
-inline __m256i round_bf16(__m512 v) noexcept {
-  const __m512i u = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  __m512i r =
-      _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  r = _mm512_mask_or_epi32(r, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
-  return _mm512_cvtepi32_epi16(r);
-}
-inline __mmask16 first_n(int64_t n) noexcept {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u);
-}
 
 template <int R, int G>
 void micro(const Tile& t) noexcept {
@@ -199,14 +188,6 @@ void packed_many_cpu_avx512bf16(const PackedMany& p) noexcept {
         }
       }
     }
-  }
-}
-
-void packed_narrow_cpu_avx512(const float* from, void* to, int64_t n) noexcept {
-  auto* c = static_cast<uint16_t*>(to);
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 mask = first_n(n - i);
-    _mm256_mask_storeu_epi16(c + i, mask, round_bf16(_mm512_maskz_loadu_ps(mask, from + i)));
   }
 }
 
