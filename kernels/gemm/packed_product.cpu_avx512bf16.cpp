@@ -42,11 +42,10 @@ inline void prefetch_l2(const void* p) noexcept {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
 }
 
-// One stream straight into L1; of three, some lines would be thrown out again before their turn.
+// One stream is left to the machine (notes/gemm.md); of three, some lines would be thrown out of L1 before their turn.
 template <int G>
 inline void prefetch_stream(const void* p) noexcept {
-  if (G == 1) return prefetch_l1(p);
-  prefetch_l2(p);
+  if (G > 1) prefetch_l2(p);
 }
 
 // Steps that have sums of their own: a power of two, at most 24 sums.
@@ -179,7 +178,7 @@ void few_bf16(const PackedWeight& w, const PackedRows& x, int64_t g0, int64_t g1
       t.w = data + g * t.group + s * 16;
       t.x = x.data + s * x.m;
       t.add = add || s > 0;
-      pick(n == 1 ? Ahead::none : Ahead::stream, x.m, n)(t);
+      pick<Ahead::stream>(x.m, n)(t);
     }
   }
 }
@@ -275,7 +274,7 @@ void code_micro(const CodeTile& t) noexcept {
           b[g] = u % 2 == 0 ? widen_first(high, line) : widen_second(high, line);
           if (kKeep) _mm512_store_si512(wide + g * kWideGroup, b[g]);
         }
-        if (G > 1 && u % 2 == 0) prefetch_stream<G>(p + g * t.code_group + t.ahead);
+        if (u % 2 == 0) prefetch_stream<G>(p + g * t.code_group + t.ahead);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
