@@ -123,10 +123,9 @@ CheckResult CaseChecker::guarded(const std::string& how,
       result.reason = s.reason.empty() ? "no reason given" : s.reason;
       return result;
     }
-    // The inputs, if they are still to be made, and a packed form.
-    const double need = (made_.empty() ? 2 : 1) * op_.cost(info_.text).bytes,
-                 // A tenth is left to the others on the machine.
-        have = 0.9 * static_cast<double>(available_memory_bytes());
+    // The inputs, if they are still to be made, and a packed form. A tenth is left to the others on the machine.
+    const double need = (made_.empty() ? 2 : 1) * op_.cost(info_.text).bytes;
+    const double have = 0.9 * static_cast<double>(available_memory_bytes());
     if (have > 0 && need > have) {
       char text[128];
       std::snprintf(

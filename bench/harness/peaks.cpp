@@ -18,8 +18,6 @@ namespace v3b::bench {
 namespace {
 
 constexpr int64_t kDefaultLlc = 32 << 20;
-// Linear streams a thread: one alone leaves the memory of some machines half idle, on others one or two beat eight by a
-// fifth. Every probe tries them all.
 // A pass is cut into windows and the best one counts: a window is short enough to run undisturbed
 // even where other processes want the same cores.
 constexpr int kWindows = 8;
@@ -62,6 +60,8 @@ uint64_t read_streams(const uint64_t* p, int64_t n) {
   for (int s = 1; s < kStreams * kLines; ++s) sum[0] = _mm256_add_epi64(sum[0], sum[s]);
   return static_cast<uint64_t>(_mm256_extract_epi64(sum[0], 0));
 }
+// One linear stream a thread leaves the memory of some machines half idle, on others one or two beat eight by a fifth:
+// every probe tries them all.
 constexpr auto read_all = read_streams<8, 96, 1>;
 using ReadForm = uint64_t (*)(const uint64_t*, int64_t);
 constexpr ReadForm kReads[] = {read_all, read_streams<2, 96, 1>, read_streams<2, 0, 4>,

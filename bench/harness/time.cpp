@@ -80,9 +80,9 @@ Rotation make_rotation(const OpBase& op, const CaseInfo& info, const std::vector
   if (info.cache != CacheState::cold) return r;
   const double each_seconds = seconds_since(t0);
   const double tensors = static_cast<double>(std::max<int64_t>(1, tensor_bytes(r.copies[0])));
-  const double touched = std::clamp(op.cost(info.text).bytes, 1.0, tensors);
+  const double least = op.cost(info.text).bytes, touched = std::clamp(least, 1.0, tensors);
   // A model's weights are in no tensor, but every copy has them packed.
-  const double held = std::max(tensors, op.cost(info.text).bytes);
+  const double held = std::max(tensors, least);
   const double cache =
       static_cast<double>(r.cuda && kern::cuda_device().l2_bytes > 0 ? kern::cuda_device().l2_bytes
                                                                      : last_level_cache_bytes());

@@ -156,15 +156,14 @@ struct Rows {
     const E* from = kResidual ? kept : x(t);
     const VF vs = hn::Set(df, scale);
     const bool hf = j.hf;
-    const auto line = [&](int64_t i) HWY_ATTR {
+    for (int64_t i = lo; i < body; i += n) {
       if constexpr (kMore) to_l2((kResidual ? r_in(t + 1) : x(t + 1)) + i);
       Two v = load_two(from + i);
       v = {hn::Mul(v.a, vs), hn::Mul(v.b, vs)};
       if (hf) v = {round_bf16(df, v.a), round_bf16(df, v.b)};
       const Two weight = load_two(w + i);
       put<kPast>(round_two<E, kNative>(hn::Mul(v.a, weight.a), hn::Mul(v.b, weight.b)), y + i);
-    };
-    for (int64_t i = lo; i < body; i += n) line(i);
+    }
     for (int64_t i = body; i < hi; ++i) {
       float v = value(from[i]) * scale;
       if (hf) v = spec::to_float(spec::to_bf16(v));
